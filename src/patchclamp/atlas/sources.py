@@ -1,0 +1,151 @@
+"""What goes into an atlas, read from live objects or files: columns of statistics, findings and plain sets, effects."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchclamp.core.errors import DamagedError, InputError
+from patchclamp.core.files import read_json, sha256_text, to_json
+from patchclamp.models.units import SETS_FORMAT, UnitSet, load_sets
+
+if TYPE_CHECKING:
+    from patchclamp.find.finding import Finding
+    from patchclamp.measure.effect_table import Effects
+    from patchclamp.record.recording import Recording
+
+QUANTILES = {"q01": 0.01, "q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95, "q99": 0.99}
+_WITHOUT_COLUMNS = ("exemplars", "pooled", "cofiring")  # kept per document or per pair, not one number per unit
+
+
+def recording_of(given: Recording | str | os.PathLike[str]) -> tuple[Recording, str | None]:
+    """A recording and where it lies; from the object itself or its folder."""
+    from patchclamp.record.recording import Recording
+
+    if isinstance(given, Recording):
+        return given, None
+    if not isinstance(given, str | os.PathLike):
+        raise InputError(f"a Recording or its folder is needed, not {type(given).__name__}")
+    return Recording.open(Path(given)), str(given)
+
+
+def finding_of(given: Any) -> tuple[Finding | dict[str, UnitSet], str | None]:
+    """A finding, or plain named sets where that is all there is; from the object, a mapping of sets, or a file."""
+    from patchclamp.find.finding import Finding
+
+    if isinstance(given, Finding):
+        return given, None
+    if isinstance(given, Mapping):
+        wrong = [name for name, units in given.items() if not isinstance(units, UnitSet)]
+        if wrong or not given:
+            raise InputError(
+                f"sets are a mapping from name to UnitSet with at least one entry; {wrong or 'none'} given"
+            )
+        return dict(given), None
+    if not isinstance(given, str | os.PathLike):
+        raise InputError(f"a Finding, a mapping of unit sets or a sets file is needed, not {type(given).__name__}")
+    data = read_json(given, format=SETS_FORMAT)
+    return (Finding.load(given) if "method" in data and "layout" in data else load_sets(given)), str(given)
+
+
+def effects_of(given: Effects | str | os.PathLike[str]) -> tuple[Effects, str | None]:
+    """Effects and where they lie; from the object or its file."""
+    from patchclamp.measure.effect_table import Effects
+
+    if isinstance(given, Effects):
+        return given, None
+    if not isinstance(given, str | os.PathLike):
+        raise InputError(f"Effects or their file are needed, not {type(given).__name__}")
+    return Effects.load(given), str(given)
+
+
+def model_of(source: Any) -> Mapping[str, Any]:
+    """Identity of the model that a recording, a finding, sets or effects belong to; DamagedError if it is missing."""
+    from patchclamp.measure.effect_table import Effects
+
+    if isinstance(source, Effects):
+        identity = source.provenance.get("inputs", {}).get("model")
+    elif isinstance(source, Mapping):
+        identity = next(iter(source.values())).model
+    else:
+        identity = source.model
+    if not isinstance(identity, Mapping) or not identity.get("fingerprint") or not identity.get("sites"):
+        raise DamagedError(f"a {type(source).__name__} without a model's fingerprint and sites can't go into an atlas")
+    return identity
+
+
+def unit_columns(name: str, statistic: Any) -> dict[str, NDArray[Any]]:
+    """Column of the atlas -> one number per unit, (total,), of one statistic; none for statistics of pairs or documents.
+
+    Statistics that the atlas does not know give every array of that shape in their state, as NAME_ARRAY.
+    """
+    total = statistic.layout.total
+    if name == "firing":
+        return {
+            "n": np.full(total, int(np.sum(statistic.n))),
+            "fired": np.asarray(statistic.counts).sum(axis=0),
+            "rate": statistic.rate,
+        }
+    if name == "moments":
+        columns = {"mean": statistic.mean, "sd": statistic.std, "min": statistic.min, "max": statistic.max}
+        return {"n": np.full(total, int(statistic.n)), **columns}
+    if name == "histogram":
+        return dict(zip(QUANTILES, statistic.quantiles(list(QUANTILES.values())), strict=True))
+    if name in _WITHOUT_COLUMNS:
+        return {}
+    arrays = {key: np.asarray(values) for key, values in statistic.state().items()}
+    return {
+        f"{name}_{key}": values
+        for key, values in arrays.items()
+        if values.shape == (total,) and values.dtype.kind in "iufb"
+    }
+
+
+def run_entries(source: Any, where: str | None) -> dict[str, Any]:
+    """Columns of the table `runs` for a recording, a finding, sets or effects."""
+    made: Mapping[str, Any] = {} if isinstance(source, Mapping) else dict(getattr(source, "provenance", None) or {})
+    return {
+        "method": getattr(source, "method", None),
+        "call": made.get("call"),
+        "fingerprint": getattr(source, "fingerprint", None) or content_fingerprint(source),
+        "source": where,
+        "arguments": made.get("arguments") or {},
+        "inputs": made.get("inputs") or {},
+        "seed": made.get("seed"),
+        "versions": made.get("versions") or {},
+        "created": made.get("created"),
+    }
+
+
+def content_fingerprint(source: Any) -> str:
+    """Hex SHA-256 over what a finding, sets or effects say; the same before saving and after loading."""
+    if isinstance(source, Mapping):
+        return sha256_text(
+            to_json([model_of(source)["fingerprint"], {name: units.to_dict() for name, units in source.items()}])
+        )
+    if hasattr(source, "rows"):
+        return sha256_text(to_json([model_of(source)["fingerprint"], source.rows, _units_of_effects(source)]))
+    digest = hashlib.sha256()
+    named = [source.model["fingerprint"], source.method, source.site, list(source.labels), source.parameters]
+    digest.update(to_json(named).encode())
+    for name in ("chosen", "scores", "classes"):
+        values = getattr(source, name, None)
+        digest.update(name.encode() if values is None else np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
+
+
+def sets_of_effects(effects: Effects) -> dict[str, UnitSet]:
+    """The clamped sets that effects carry in their provenance, by name."""
+    model = model_of(effects)
+    return {name: UnitSet.of(model, entry["units"]) for name, entry in _units_of_effects(effects).items()}
+
+
+def _units_of_effects(effects: Effects) -> dict[str, Any]:
+    found = effects.provenance.get("inputs", {}).get("sets", {})
+    return {name: entry for name, entry in found.items() if isinstance(entry, Mapping) and "units" in entry}

@@ -1,0 +1,82 @@
+"""`patchclamp effect`: what clamping each set does to each text, against matched-random sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from patchclamp.cli import options as o
+from patchclamp.cli.output import emit, note
+from patchclamp.core.errors import InputError
+
+EXAMPLE = """Example:
+
+  patchclamp effect demo neurons.json --text en=english.txt --text fr=french.txt --controls 10
+"""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("effect", epilog=EXAMPLE)(effect)
+
+
+def effect(
+    model: o.ModelName,
+    sets: Annotated[Path, typer.Argument(metavar="SETS", help="Sets that `patchclamp find` wrote.")],
+    text: o.Texts,
+    only: Annotated[str | None, typer.Option("--set", help="Comma-separated sets to clamp; all by default.")] = None,
+    to: Annotated[str, typer.Option("--to", help="Value to clamp to: a number, or mean (needs --recording).")] = "0",
+    scale: Annotated[float | None, typer.Option("--scale", help="Multiply the units instead of clamping them.")] = None,
+    add: Annotated[float | None, typer.Option("--add", help="Add to the units instead of clamping them.")] = None,
+    scope: Annotated[str, typer.Option("--scope", help="Positions to change: prompt, generated or all.")] = "all",
+    recording: Annotated[Path | None, typer.Option("--recording", help="Recording that gives the means.")] = None,
+    controls: Annotated[int, typer.Option("--controls", min=0, help="Matched-random sets to compare with.")] = 10,
+    permutations: Annotated[
+        int, typer.Option("--permutations", min=1, help="Permutations behind each p-value.")
+    ] = 9999,
+    resamples: Annotated[
+        int, typer.Option("--resamples", min=1, help="Bootstrap resamples behind each interval.")
+    ] = 1000,
+    out: Annotated[Path | None, typer.Option("--out", help="Also save the effects (JSON).")] = None,
+    seed: o.Seed = 0,
+    unit: o.DocumentUnit = "line",
+    column: o.TextColumn = None,
+    max_documents: o.MaxDocuments = None,
+    max_tokens: o.MaxTokens = None,
+    batch_tokens: o.BatchTokens = 4096,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    revision: o.Revision = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Clamp each set of SETS in MODEL and measure the perplexity of each text, with controls, intervals and p-values."""
+    from patchclamp.measure import effect as run
+    from patchclamp.models.units import load_sets
+    from patchclamp.record import Recording
+
+    found = load_sets(sets)
+    wanted = o.names(only) if only else list(found)
+    if unknown := [name for name in wanted if name not in found]:
+        raise InputError(f"{sets} holds no set {unknown[0]!r}; it holds {', '.join(found)}")
+    texts = o.open_texts(text, unit=unit, column=column, max_documents=max_documents, max_tokens=max_tokens)
+    opened = o.open_model(model, device, dtype, revision, trust_remote_code)
+    effects = run(
+        opened,
+        {name: found[name] for name in wanted},
+        on=texts,
+        to=None if scale is not None or add is not None else o.clamp_value(to),
+        scale=scale,
+        add=add,
+        scope=scope,
+        controls=controls,
+        permutations=permutations,
+        resamples=resamples,
+        seed=seed,
+        recording=None if recording is None else Recording.open(recording),
+        batch_tokens=batch_tokens,
+    )
+    if out is not None:
+        note(f"wrote {effects.save(out)}")
+    emit(effects.to_dict(), as_json=as_json, shown=effects)

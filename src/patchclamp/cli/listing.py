@@ -1,0 +1,45 @@
+"""`patchclamp list`: everything that can be named on the command line or plugged in."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Annotated, Any
+
+import typer
+
+from patchclamp.cli import options as o
+from patchclamp.cli.output import emit, table
+
+TABLES = {"finder": "find:finders", "statistic": "record.statistics:statistics"}
+EXAMPLE = """Example:
+
+  patchclamp list finder
+"""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("list", epilog=EXAMPLE)(list_entries)
+
+
+def list_entries(
+    kind: Annotated[str | None, typer.Argument(help="Only entries of one kind: finder or statistic.")] = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """List finders and statistics, built in and from installed packages."""
+    from patchclamp.core.errors import InputError
+
+    if kind is not None and kind not in TABLES:
+        raise InputError(f"no kind {kind!r}; kinds are {', '.join(TABLES)}")
+    rows: list[dict[str, Any]] = []
+    for place in [TABLES[kind]] if kind else TABLES.values():
+        room, _, name = place.partition(":")
+        entries = getattr(importlib.import_module(f"patchclamp.{room}"), name)
+        rows.extend(entry.to_dict() for entry in entries)
+    for row in rows:
+        row["parameters"] = {k: None if inspect.isclass(v) else v for k, v in row["parameters"].items()}
+    emit(
+        {"entries": rows},
+        as_json=as_json,
+        shown=table("", rows, {"kind": "kind", "name": "name", "summary": "what it does"}),
+    )

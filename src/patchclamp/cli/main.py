@@ -1,0 +1,74 @@
+"""The `patchclamp` program: all commands, and how failures become one line and an exit code.
+
+Exit codes: 0 done, 1 the job failed, 2 wrong usage or unusable input. Results go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from patchclamp.cli import atlas, check, demo, edit, effect, find, listing, models, perplexity, record, replay, train
+
+app = typer.Typer(
+    name="patchclamp",
+    help="Record every unit of a language model, find those that carry something, clamp them, measure the effect.",
+    epilog="Start with: patchclamp demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from patchclamp import __version__
+
+        typer.echo(f"patchclamp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Record every unit of a language model, find those that carry something, clamp them, measure the effect."""
+
+
+for module in (demo, record, find, effect, perplexity, edit, atlas, check, models, train, replay, listing):
+    module.register(app)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the program; never returns normally (sys.exit). A bug keeps its traceback, an expected failure is one line."""
+    from patchclamp.core.errors import Error
+
+    try:
+        app(args=arguments, standalone_mode=True)
+    except Error as problem:
+        _stop(str(problem), problem.exit_code)
+    except KeyboardInterrupt:
+        _stop("interrupted; nothing was left half-written", 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader (`head`) has gone
+        sys.exit(1)
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        _stop(f"{problem.strerror}: {problem.filename or 'while writing'}", 1)
+
+
+def _stop(message: str, code: int) -> None:
+    print(f"patchclamp: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

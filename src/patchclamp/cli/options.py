@@ -1,0 +1,123 @@
+"""Options that several commands share, and how their values become models and texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from patchclamp.core.errors import InputError
+
+if TYPE_CHECKING:
+    from patchclamp.data import Corpus
+    from patchclamp.models import LanguageModel
+
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Hub id, local folder, or `demo` (comes with the package).")
+]
+Texts = Annotated[
+    list[str],
+    typer.Option(
+        "--text",
+        metavar="LABEL=FILE",
+        help="Labelled text, repeatable: a text file (one document a line), folder, .jsonl, .csv, .parquet, .conllu, or -.",
+    ),
+]
+DocumentUnit = Annotated[
+    str,
+    typer.Option("--unit", help="What a document is in a plain text file: line, block (up to a blank line) or file."),
+]
+TextColumn = Annotated[
+    str | None, typer.Option("--column", help="Column that holds the text in .jsonl, .csv and .parquet files.")
+]
+MaxDocuments = Annotated[
+    int | None, typer.Option("--max-documents", min=1, help="Read at most so many documents per label.")
+]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Read at most so many tokens per label.")]
+BatchTokens = Annotated[
+    int,
+    typer.Option("--batch-tokens", min=1, help="Tokens in a batch, padding included; shrinks when memory runs out."),
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; or `auto` to spread over all devices.")
+]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16 or float16; as stored by default.")]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run Python code that comes with the model. Off: it could do anything."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+
+
+def open_model(
+    name: str,
+    device: str | None,
+    dtype: str | None,
+    revision: str | None,
+    trust_remote_code: bool,
+    *,
+    check: bool = True,
+) -> LanguageModel:
+    """Load the model that the options describe."""
+    from patchclamp.models import load
+
+    placed: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {"device": device}
+    return load(name, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, check=check, **placed)
+
+
+def open_texts(
+    texts: list[str], *, unit: str, column: str | None, max_documents: int | None, max_tokens: int | None
+) -> Corpus:
+    """The corpus that repeated `--text` options describe: LABEL=FILE, or one of demo, demo:find, demo:measure."""
+    from patchclamp.data import corpus, demo_text
+
+    if any(text.partition(":")[0] == "demo" for text in texts):
+        if len(texts) > 1:
+            raise InputError("--text demo brings its own labels; don't mix it with LABEL=FILE")
+        found = demo_text(split=texts[0].partition(":")[2] or "all")
+        return found.limited(max_documents=max_documents, max_tokens=max_tokens)
+    sources: dict[str, Any] = {}
+    for text in texts:
+        label, separator, path = text.partition("=")
+        if not separator or not label or not path:
+            raise InputError(f"--text {text!r} is not LABEL=FILE; write for example --text fr=french.txt")
+        if label in sources:
+            raise InputError(f"--text names the label {label!r} twice; put its files into one folder and give that")
+        sources[label] = path if path == "-" else Path(path)
+    return corpus(sources, unit=unit, text=column, max_documents=max_documents, max_tokens=max_tokens)
+
+
+def names(listed: str) -> list[str]:
+    """The names in a comma-separated option."""
+    return [name.strip() for name in listed.split(",") if name.strip()]
+
+
+def layer_numbers(listed: str | None) -> list[int] | None:
+    """Layer numbers in a list such as `0-3,7`."""
+    if listed is None:
+        return None
+    numbers: list[int] = []
+    for part in names(listed):
+        first, _, last = part.partition("-")
+        if not first.isdigit() or (last and not last.isdigit()):
+            raise InputError(f"--layers {listed!r}: {part!r} is neither a layer nor a range; write for example 0-3,7")
+        numbers.extend(range(int(first), int(last or first) + 1))
+    return numbers
+
+
+def clamp_value(given: str) -> float | str:
+    """`mean`, or the number in an option; InputError otherwise."""
+    if given == "mean":
+        return given
+    try:
+        return float(given)
+    except ValueError:
+        raise InputError(f"--to {given!r} is neither a number nor mean") from None
+
+
+def statistics_of(listed: str, threshold: float) -> dict[str, dict[str, Any]]:
+    """Statistics by name with their arguments; the firing threshold goes to those that have one."""
+    return {name: {"threshold": threshold} if name == "firing" else {} for name in names(listed)}

@@ -1,0 +1,45 @@
+"""Floor 1, texts: labelled corpora, and batches of tokens that know which of their tokens count."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from patchclamp.data.batches import Batch, Budget, Selection, Tokens, encode
+    from patchclamp.data.corpora import Corpus, corpus
+    from patchclamp.data.demo import demo_text, open_corpus
+    from patchclamp.data.documents import Document
+
+_HOMES = {
+    "Batch": "batches",
+    "Budget": "batches",
+    "Selection": "batches",
+    "Tokens": "batches",
+    "encode": "batches",
+    "Corpus": "corpora",
+    "corpus": "corpora",
+    "Document": "documents",
+    "demo_text": "demo",
+    "open_corpus": "demo",
+}
+
+__all__ = [
+    "Batch",
+    "Budget",
+    "Corpus",
+    "Document",
+    "Selection",
+    "Tokens",
+    "corpus",
+    "demo_text",
+    "encode",
+    "open_corpus",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: torch is not needed to read text."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,133 @@
+"""Sentences that can only be completed by binding: indirect objects (IOI) and coloured objects.
+
+Sources: Wang et al. 2022 (arXiv:2211.00593) for indirect object identification; Merullo et al. 2023 (arXiv:2310.08744) for
+coloured objects. Splits: `train`; `heldout`: pairs of names, or object-colour pairs asked for, that training never saw.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+
+from patchclamp.data.generate.items import (
+    Item,
+    check_count,
+    check_languages,
+    check_split,
+    is_held_out,
+    rng_for,
+)
+
+SPLITS = ("train", "heldout")
+KINDS = ("ioi", "colors")
+HELD_OUT_SHARE = 0.12
+NAMES = (
+    "Mary",
+    "John",
+    "Anna",
+    "Peter",
+    "Tom",
+    "Lisa",
+    "Paul",
+    "Emma",
+    "Max",
+    "Sarah",
+    "James",
+    "Kate",
+    "Mark",
+    "Laura",
+    "David",
+    "Alice",
+    "Simon",
+    "Jane",
+    "Adam",
+    "Martha",
+    "Jack",
+    "Rose",
+    "Luke",
+    "Clara",
+)
+PLACES = ("shop", "park", "school", "house", "river", "market", "station", "garden", "church", "beach")
+GIFTS = ("book", "ring", "ball", "letter", "drink", "cake", "key", "basket", "flower", "coat")
+IOI = (
+    "When {a} and {b} went to the {place}, {s} gave a {gift} to",
+    "Then, {a} and {b} went to the {place}. {s} gave a {gift} to",
+    "After {a} and {b} came to the {place}, {s} decided to give a {gift} to",
+    "{a} and {b} were working at the {place}. {s} handed a {gift} to",
+    "While {a} and {b} were at the {place}, {s} passed a {gift} to",
+)
+COLORS = ("red", "blue", "green", "yellow", "black", "white", "brown", "purple", "orange", "pink")
+OBJECTS = ("cup", "book", "pen", "ball", "plate", "hat", "box", "key", "bag", "lamp", "shoe", "coin")
+SCENES = (
+    "On the table there is {items}. What color is the {x}? Answer:",
+    "Question: On the table, I see {items}. What color is the {x}? Answer:",
+    "In the room there is {items}. The color of the {x} is",
+)
+
+
+def binding(
+    seed: int = 0,
+    split: str = "train",
+    languages: Iterable[str] | None = None,
+    *,
+    kinds: Iterable[str] | None = None,
+    count: int | None = 1000,
+) -> Iterator[Item]:
+    """Yield `count` sentences (None: without end), drawn with replacement; English only.
+
+    Labels: skill "binding", kind ("ioi", "colors"), language "en", template and, for IOI, io, subject and order
+    ("ABBA" or "BABA"); for colours, object. Choices: the two names, or the colours in the scene.
+    """
+    check_split(split, SPLITS)
+    check_count(count)
+    check_languages(languages, ("en",))
+    chosen = check_languages(kinds, KINDS)
+    rng = rng_for("binding", seed, split)
+    made = 0
+    while count is None or made < count:
+        item = _ioi(split, rng) if rng.choice(chosen) == "ioi" else _colors(split, rng)
+        if item is not None:
+            made += 1
+            yield item
+
+
+def _ioi(split: str, rng: random.Random) -> Item | None:
+    receiver, subject = rng.sample(NAMES, 2)
+    if is_held_out(HELD_OUT_SHARE, "ioi", *sorted((receiver, subject))) != (split == "heldout"):
+        return None
+    number = rng.randrange(len(IOI))
+    order = rng.choice(("ABBA", "BABA"))
+    first, second = (receiver, subject) if order == "ABBA" else (subject, receiver)
+    prompt = IOI[number].format(a=first, b=second, s=subject, place=rng.choice(PLACES), gift=rng.choice(GIFTS))
+    labels = {
+        "skill": "binding",
+        "kind": "ioi",
+        "language": "en",
+        "template": str(number),
+        "io": receiver,
+        "subject": subject,
+        "order": order,
+    }
+    return Item(prompt, " " + receiver, (" " + first, " " + second), ".", split, labels)
+
+
+def _colors(split: str, rng: random.Random) -> Item | None:
+    objects, colors = rng.sample(OBJECTS, 3), rng.sample(COLORS, 3)
+    asked = rng.randrange(3)
+    if is_held_out(HELD_OUT_SHARE, "colors", objects[asked], colors[asked]) != (split == "heldout"):
+        return None
+    number = rng.randrange(len(SCENES))
+    parts = [f"{_article(color)} {color} {thing}" for color, thing in zip(colors, objects, strict=True)]
+    prompt = SCENES[number].format(items=f"{parts[0]}, {parts[1]} and {parts[2]}", x=objects[asked])
+    labels = {
+        "skill": "binding",
+        "kind": "colors",
+        "language": "en",
+        "template": str(number),
+        "object": objects[asked],
+    }
+    return Item(prompt, " " + colors[asked], tuple(" " + color for color in colors), ".", split, labels)
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"

@@ -1,0 +1,269 @@
+"""Interventions as data: which units (or direction), which operation, which value, where; saved, composed, applied.
+
+An `Intervention` says one thing to do; `Interventions` is a list of them, done in order. Both are plain data about one
+model (tied to its fingerprint) until `with item.applied(model):` puts them to work; leaving the block undoes them.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from patchclamp.core.errors import DamagedError, InputError
+from patchclamp.core.files import read_json, write_json
+from patchclamp.core.provenance import provenance
+from patchclamp.intervene.targets import Direction, n_coordinates
+from patchclamp.models.units import UnitSet, describe
+
+FORMAT = "patchclamp.interventions/1"
+OPERATIONS = {
+    "set": "replace by the value",
+    "mean": "replace by the recorded mean (kept in `value`)",
+    "scale": "multiply by the value",
+    "add": "add the value",
+    "shuffle": "permute across positions (seed), never padding",
+    "project": "remove the component along the direction",
+}
+SCOPES = ("prompt", "generated", "all")
+Mask = NDArray[np.bool_] | Callable[[Any], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Intervention:
+    """One change to activations while the model runs.
+
+    target: units, or a direction in a site. operation: a key of OPERATIONS ("project" needs a direction, "mean" units).
+    value: one number for all, or float64 of one number per unit (canonical order of the set); for heads also one per
+    coordinate of their blocks. For a direction: the coefficient of its vector. None for shuffle and project.
+    scope: "prompt", "generated" or "all" positions. A generated token counts as generated when it is fed back; the last
+    prompt position, which emits the first new token, is "prompt". With and without a KV cache the meaning is the same.
+    mask: bool (batch, positions), True where the change applies, counted from the first column (padding included;
+    positions after its end are left alone), or a function of the hooks' Step that returns such an array for its columns.
+    seed: of a shuffle. note: free text kept with the data.
+    """
+
+    target: UnitSet | Direction
+    operation: str
+    value: float | NDArray[np.float64] | None = None
+    scope: str = "all"
+    mask: Mask | None = None
+    seed: int | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.operation not in OPERATIONS:
+            raise InputError(f"no operation is called {self.operation!r}; there are {', '.join(OPERATIONS)}")
+        if self.scope not in SCOPES:
+            raise InputError(f"scope={self.scope!r}; it is one of {', '.join(SCOPES)}")
+        if not isinstance(self.target, UnitSet | Direction):
+            raise InputError(f"a UnitSet or a Direction is needed, not {type(self.target).__name__}")
+        needs = {"project": Direction, "mean": UnitSet}.get(self.operation)
+        if needs is not None and not isinstance(self.target, needs):
+            raise InputError(
+                f"operation {self.operation!r} needs a {needs.__name__}, not a {type(self.target).__name__}"
+            )
+        object.__setattr__(self, "value", self._checked_value())
+        object.__setattr__(self, "mask", _checked_mask(self.mask))
+        if self.operation == "shuffle":
+            object.__setattr__(self, "seed", int(self.seed or 0))
+
+    def _checked_value(self) -> float | NDArray[np.float64] | None:
+        if self.operation in ("shuffle", "project"):
+            if self.value is not None:
+                raise InputError(f"operation {self.operation!r} takes no value, but {self.value!r} was given")
+            return None
+        if self.value is None:
+            raise InputError(f"operation {self.operation!r} needs a value")
+        array = np.asarray(self.value, dtype=np.float64)
+        if not np.isfinite(array).all():
+            raise InputError("values must be finite numbers; NaN or infinity was given")
+        if array.ndim == 0:
+            return float(array)
+        allowed = {n_coordinates(self.target)}
+        if isinstance(self.target, UnitSet):
+            allowed.add(len(self.target))
+        if array.ndim != 1 or len(array) not in allowed:
+            wanted = " or ".join(map(str, sorted(allowed)))
+            raise InputError(
+                f"values of shape {array.shape} given, but the target takes one number or {wanted} of them"
+            )
+        return array
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """Identity of the model it belongs to."""
+        return self.target.model
+
+    def check_model(self, model: Any) -> None:
+        """Raise MismatchError unless `model` is the model of the target."""
+        self.target.check_model(model)
+
+    def applied(self, model: Any) -> AbstractContextManager[None]:
+        """Context in which the model runs with the change; nests, and is undone on any exception."""
+        return Interventions([self]).applied(model)
+
+    def __add__(self, other: Intervention | Interventions) -> Interventions:
+        return Interventions([self]) + other
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, without the model; InputError for a mask that is a function."""
+        if callable(self.mask):
+            raise InputError("a mask that is a function can't be saved; give a bool array (batch, positions) instead")
+        what = (
+            {"units": self.target.names()} if isinstance(self.target, UnitSet) else {"direction": self.target.to_dict()}
+        )
+        value = self.value.tolist() if isinstance(self.value, np.ndarray) else self.value
+        mask = None if self.mask is None else self.mask.astype(int).tolist()
+        rest = {"value": value, "scope": self.scope, "mask": mask, "seed": self.seed, "note": self.note}
+        return {**what, "operation": self.operation, **rest}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], model: Any) -> Intervention:
+        target: UnitSet | Direction
+        if "units" in data:
+            target = UnitSet.of(model, data["units"])
+        else:
+            target = Direction.from_dict(data["direction"], model)
+        value, mask = data["value"], data.get("mask")
+        return cls(
+            target,
+            data["operation"],
+            np.asarray(value, dtype=np.float64) if isinstance(value, list) else value,
+            data.get("scope", "all"),
+            None if mask is None else np.asarray(mask, dtype=bool),
+            data.get("seed"),
+            data.get("note", ""),
+        )
+
+    def describe(self) -> str:
+        """One line: what happens to what, where."""
+        value = self.value
+        if isinstance(value, np.ndarray):
+            shown = f"{len(value)} values ({value.min():.3g} to {value.max():.3g})" if len(value) else "no values"
+        else:
+            shown = "" if value is None else f"{value:g}"
+        words = {"set": "set to {}", "mean": "set to mean: {}", "scale": "scaled by {}", "add": "increased by {}"}
+        act = words.get(self.operation, "").format(shown)
+        act = act or ("removed" if self.operation == "project" else f"shuffled (seed {self.seed})")
+        masked = "" if self.mask is None else ", masked positions"
+        return f"{_target_words(self.target)} {act}, scope {self.scope}{masked}{f' ({self.note})' if self.note else ''}"
+
+    def __repr__(self) -> str:
+        return f"Intervention({self.describe()}; model {describe(self.model)})"
+
+    def _repr_html_(self) -> str:
+        return Interventions([self])._repr_html_()
+
+
+@dataclass(frozen=True, eq=False)
+class Interventions:
+    """A list of interventions on one model, applied in order (a later one sees what an earlier one left)."""
+
+    items: tuple[Intervention, ...] = field(default=())
+
+    def __init__(self, items: Iterable[Intervention] = ()) -> None:
+        kept = tuple(items)
+        for item in kept:
+            if not isinstance(item, Intervention):
+                raise InputError(f"a list of Intervention is needed, but it holds a {type(item).__name__}")
+            item.check_model(kept[0].model)
+        object.__setattr__(self, "items", kept)
+
+    def __iter__(self) -> Iterator[Intervention]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, number: int) -> Intervention:
+        return self.items[number]
+
+    def __add__(self, other: Intervention | Interventions) -> Interventions:
+        more = (other,) if isinstance(other, Intervention) else other.items
+        return Interventions((*self.items, *more))
+
+    def __radd__(self, other: Any) -> Interventions:
+        return self if other == 0 else NotImplemented  # sum([...]) starts from 0
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """Identity of the model; an empty mapping for an empty list."""
+        return self.items[0].model if self.items else {}
+
+    def applied(self, model: Any) -> AbstractContextManager[None]:
+        """Context in which `model` (a LanguageModel) runs with all changes; nests, undone on any exception.
+
+        Raises MismatchError for another model than the one the units belong to.
+        """
+        from patchclamp.intervene.changes import applied  # torch is needed only now: the data are usable without it
+
+        return applied(self.items, model)
+
+    def scoped(self, scope: str) -> Interventions:
+        """The same changes with another scope."""
+        return Interventions(replace(item, scope=scope) for item in self.items)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"format": FORMAT, "model": dict(self.model), "interventions": [item.to_dict() for item in self.items]}
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write `patchclamp.interventions/1` JSON, whole or not at all."""
+        body = self.to_dict()
+        source = provenance("Interventions.save", arguments={}, inputs={"model": dict(self.model)})
+        return write_json(path, {**body, "provenance": source})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Interventions:
+        """Read what `save` wrote; DamagedError for anything else."""
+        data = read_json(path, format=FORMAT)
+        try:
+            return cls(Intervention.from_dict(entry, data["model"]) for entry in data["interventions"])
+        except (KeyError, TypeError, AttributeError) as problem:
+            raise DamagedError(f"{path} is not a complete {FORMAT} file: {problem!r}") from problem
+
+    def __repr__(self) -> str:
+        lines = "".join(f"\n  {number}. {item.describe()}" for number, item in enumerate(self.items, 1))
+        return f"Interventions({len(self.items)} on model {describe(self.model)}){lines}"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{number}</td><td>{html.escape(_target_words(item.target))}</td><td>{item.operation}</td>"
+            f"<td>{html.escape(item.describe())}</td></tr>"
+            for number, item in enumerate(self.items, 1)
+        )
+        head = "<tr><th>#</th><th>what</th><th>operation</th><th>in words</th></tr>"
+        return f"<p>Interventions on <b>{html.escape(describe(self.model))}</b></p><table>{head}{rows}</table>"
+
+
+def _checked_mask(mask: Any) -> Mask | None:
+    if mask is None or callable(mask):
+        return mask
+    array = np.asarray(mask.cpu() if hasattr(mask, "cpu") else mask)
+    if array.ndim != 2 or not (array.dtype == bool or np.isin(array, (0, 1)).all()):
+        raise InputError(
+            f"a mask is a bool array of shape (batch, positions), not {array.dtype} of shape {array.shape}"
+        )
+    return array.astype(bool)
+
+
+def _target_words(target: UnitSet | Direction) -> str:
+    if isinstance(target, Direction):
+        return f"a direction of {target.site} in layers {', '.join(map(str, target.layers))}"
+    shown = ", ".join(str(unit) for _, unit in zip(range(3), target, strict=False))
+    return f"{len(target)} units ({shown}{', ...' if len(target) > 3 else ''})" if len(target) else "no units"
+
+
+def values_of(value: ArrayLike | None) -> float | NDArray[np.float64] | None:
+    """A number stays a number, anything array-like (a tensor too) becomes float64."""
+    if value is None:
+        return None
+    array = np.asarray(value.cpu() if hasattr(value, "cpu") else value, dtype=np.float64)
+    return float(array) if array.ndim == 0 else array

@@ -1,0 +1,133 @@
+"""Scoring text under many interventions in one pass: plain, each set, each of its controls, batch by batch.
+
+Where all units of a set lie in layers >= k, the blocks below k run once per batch for the set and all its controls.
+Only one batch's residual stream is held, whatever the size of the corpus.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from patchclamp.core.progress import progress
+from patchclamp.data.batches import Batch, Budget
+from patchclamp.data.corpora import Corpus
+from patchclamp.intervene.changes import Prepared
+from patchclamp.intervene.clamp import intervention
+from patchclamp.intervene.targets import lowest_block
+from patchclamp.measure.likelihood import Documents, Reading, score
+from patchclamp.models.hooks import changed_layers, prompt_scope
+from patchclamp.models.prefix import Prefix
+from patchclamp.models.units import UnitSet
+
+if TYPE_CHECKING:
+    from patchclamp.models.load import LanguageModel
+
+PLAIN = "plain"
+
+
+@dataclass
+class Run:
+    """One way to run the model. key: name of its sums; block: first block whose computation it can change."""
+
+    key: str
+    prepared: Prepared
+    block: int
+
+
+def runs_of(model: LanguageModel, name: str, sets: list[UnitSet], how: Mapping[str, Any]) -> list[Run]:
+    """A run for a set (first of the list) and each of its controls. how: keywords of `intervention`."""
+    blocks = [block for block in map(lowest_block, sets) if block is not None]
+    return [
+        Run(run_key(name, number), Prepared([intervention(model, chosen, **how)], model), min(blocks))
+        for number, chosen in enumerate(sets)
+    ]
+
+
+def run_key(name: str, number: int) -> str:
+    """Key of the sums of a set (number 0) or of its control (1, 2, ...)."""
+    return f"{number}#{name}"
+
+
+def score_runs(
+    model: LanguageModel,
+    on: Corpus,
+    text: str,
+    reading: Reading,
+    runs: list[Run],
+    *,
+    scope: str,
+    reuse: bool,
+    quiet: bool,
+) -> Documents:
+    """Sums per document of one label, plain (key PLAIN) and under every run; one pass over the text.
+
+    reuse: compute the blocks below a group's first block once per batch. scope: "all", or the scope of the runs, for
+    which what is selected counts as generated.
+    """
+    scored, budget = Documents(text), Budget(reading.batch_tokens)
+    ceiling = min(changed_layers(model), default=model.anatomy.n_layers)  # the caller's own clamps reach up from here
+    groups: dict[int, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.block if reuse and run.block <= ceiling else 0, []).append(run)
+    with progress(f"effects on {text}", unit="tokens x runs", quiet=quiet) as advance:
+        for batch in reading.batches(model, on, text):
+            tokens = float(batch.attention_mask.sum())
+            for part in fitting(batch, budget):
+                scored.add(PLAIN, part.document, score(model, part, budget, _Forward(model, scope)))
+                scored.count(part)
+            advance(tokens)
+            for block, members in sorted(groups.items()):
+                for part in fitting(batch, budget):
+                    forward = _Forward(model, scope, block if len(members) > 1 else 0)
+                    for run in members:
+                        with run.prepared.applied():
+                            scored.add(run.key, part.document, score(model, part, budget, forward))
+                advance(tokens * len(members))
+    scored.check()
+    return scored
+
+
+def fitting(batch: Batch, budget: Budget) -> Iterator[Batch]:
+    """The batch, or parts of it of at most the budget's positions (at least one sequence each)."""
+    if len(batch) > 1 and batch.input_ids.numel() > budget.tokens:
+        for half in batch.halves():
+            yield from fitting(half, budget)
+    else:
+        yield batch
+
+
+class _Forward:
+    """Logits of a batch; blocks below `block` are computed on the first call and kept for the next ones."""
+
+    def __init__(self, model: LanguageModel, scope: str, block: int = 0) -> None:
+        self.model, self.scope, self.block = model, scope, block
+        self._kept: tuple[Batch, Prefix] | None = None
+
+    def __call__(self, batch: Batch) -> Tensor:
+        with _scoped(self.model, batch, self.scope):
+            if not self.block:
+                return self.model.logits(batch.input_ids, batch.attention_mask)
+            if self._kept is None or self._kept[0] is not batch:
+                self._kept = None  # frees the residual stream of a batch that did not fit
+                self._kept = (batch, Prefix(self.model, self.block, batch.input_ids, batch.attention_mask))
+            return self._kept[1].logits()
+
+
+def _scoped(model: LanguageModel, batch: Batch, scope: str) -> contextlib.AbstractContextManager[None]:
+    """Where the scope is not "all": the first selected token of a row begins what counts as generated."""
+    if scope == "all":
+        return contextlib.nullcontext()
+    return prompt_scope(model, prompt_lengths(batch))
+
+
+def prompt_lengths(batch: Batch) -> Tensor:
+    """(B,) int64: tokens before the first selected one, padding not counted; all tokens where none is selected."""
+    real, keep = batch.attention_mask.bool(), batch.keep.bool()
+    before = real & (torch.cumsum(keep.long(), 1) == 0)
+    return before.sum(1)

@@ -1,0 +1,171 @@
+"""What a causal language model is made of: blocks, sites, heads, experts, LM head.
+
+`find_anatomy(hf)` (in `discovery.py`) reads it from the module tree; this file says what an `Anatomy` holds and what
+can be asked of it.
+
+Sites of a layer:
+- `mlp`: the vector that enters the MLP's down projection. Where a layer has experts, the units of expert e come
+  e-th; shared experts, which every token passes, come after the routed ones as further experts of the same width.
+- `gate`: the output of the activation function; for a plain MLP that is `mlp` itself. `up`: the output of the up
+  projection. Both exist only in dense layers, and only where a trial run of the MLP showed which is which.
+- `attn`: the vector that enters the attention output projection; `head` is its view by heads.
+- `attn_out`, `mlp_out`: the outputs of these projections (of the whole expert module in a layer with experts).
+- `resid`: the hidden state that leaves the block. `embed`: the token embedding, in layer 0.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from patchclamp.core.errors import InputError
+from patchclamp.models.units import Layout
+
+
+@dataclass(frozen=True)
+class SitePath:
+    """Where one site of one layer lies.
+
+    path: dotted name of a module. where: "input" (its first argument), "output" (what it returns, or the first
+    of a tuple), "experts" (what is multiplied with its fused expert tensor `weight` inside its forward).
+    width: units there. part: columns of the tensor that belong to the site (None = all). offset: first unit within
+    the layer. experts: experts there (0 = dense). transposed: the fused tensor is [experts, width, d_model], not
+    [experts, d_model, width]. also: further places of the same site and layer, after this one.
+    """
+
+    path: str
+    where: str
+    width: int
+    part: tuple[int, int] | None = None
+    offset: int = 0
+    experts: int = 0
+    weight: str = ""
+    transposed: bool = False
+    also: tuple[SitePath, ...] = ()
+
+    @functools.cached_property
+    def places(self) -> tuple[SitePath, ...]:
+        """All places of the site, in the order of their units."""
+        return (replace(self, also=()), *self.also) if self.also else (self,)
+
+    @property
+    def total_width(self) -> int:
+        return sum(place.width for place in self.places)
+
+    @property
+    def total_experts(self) -> int:
+        """Experts over all places; a dense place beside experts counts as width / expert width of them."""
+        if not any(place.experts for place in self.places):
+            return 0
+        each = next(place.width // place.experts for place in self.places if place.experts)
+        return self.total_width // each
+
+
+@dataclass
+class Anatomy:
+    """The parts of one model. Paths are dotted module names within the `PreTrainedModel`.
+
+    trunk: the smallest module around the blocks that takes input_ids. sites: site -> one SitePath per layer, None
+    where a layer has no such site. heads: attention heads per layer (0 where there are none). forms: per layer
+    "plain", "gated", "experts" or "none". soft_cap and logit_scale: logits = cap * tanh(scale * head(norm(x)) / cap).
+    time_first: tensors inside are (seq, batch, width); pads: they may be longer than the input. notes: what was left
+    out, and why.
+    """
+
+    model_type: str
+    trunk: str
+    blocks: list[str]
+    sites: dict[str, tuple[SitePath | None, ...]]
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    heads: tuple[int, ...]
+    embed: str | None
+    final_norm: str | None
+    lm_head: str | None
+    tied: bool
+    forms: tuple[str, ...]
+    soft_cap: float | None = None
+    logit_scale: float = 1.0
+    time_first: bool = False
+    pads: bool = False
+    notes: tuple[str, ...] = ()
+    root: Any = field(default=None, repr=False)
+    _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
+
+    def module(self, path: str) -> nn.Module:
+        """The module at a dotted path; looked up once."""
+        if path not in self._modules:
+            self._modules[path] = self.root.get_submodule(path)
+        return self._modules[path]
+
+    def site(self, site: str, layer: int) -> SitePath:
+        """Where a tap lies; InputError names what the model has."""
+        entries = self.sites.get("attn" if site == "head" else site)
+        if entries is None or (site == "head" and not any(self.heads)):
+            raise InputError(f"this {self.model_type} model has no site {site!r}; it has {', '.join(self.layouts)}")
+        if not 0 <= layer < self.n_layers:
+            raise InputError(f"layer {layer} asked for, but the model has {self.n_layers} (0-{self.n_layers - 1})")
+        found = entries[layer]
+        if found is None or (site == "head" and not self.heads[layer]):
+            have = [str(number) for number, entry in enumerate(entries) if entry is not None]
+            raise InputError(f"layer {layer} has no site {site!r}; layers with it: {', '.join(have)}")
+        return found
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        """Site -> Layout; `head` (one unit per attention head) stands beside `attn` where heads are known."""
+        found = {
+            site: Layout(
+                site,
+                tuple(0 if entry is None else entry.total_width for entry in entries),
+                tuple(0 if entry is None else entry.total_experts for entry in entries),
+            )
+            for site, entries in self.sites.items()
+        }
+        if "attn" in found and any(self.heads):
+            found["head"] = Layout("head", self.heads)
+        return found
+
+    def down(self, layer: int) -> nn.Module:
+        """The down projection of a dense layer's MLP: Linear (weight [d_model, d_mlp]) or Conv1D ([d_mlp, d_model])."""
+        entry = self.site("mlp", layer)
+        if entry.also or entry.where != "input":
+            raise InputError(f"layer {layer} has several down projections ({self.forms[layer]}); use down_weights")
+        return self.module(entry.path)
+
+    def down_weights(self, layer: int) -> list[tuple[int, torch.Tensor]]:
+        """(first unit, weight [d_model, width]) of every down projection of a layer, one per expert; views, no copies."""
+        found = []
+        for place in self.site("mlp", layer).places:
+            if place.where == "input":
+                found.append((place.offset, weight_of(self.module(place.path))))
+                continue
+            each = place.width // place.experts
+            stacked = fused_weight(self.module(place.path), place)
+            found += [(place.offset + number * each, stacked[number]) for number in range(place.experts)]
+        return found
+
+
+def weight_of(module: nn.Module) -> torch.Tensor:
+    """Weight of a linear map as [out, in], whatever the module's orientation; a view."""
+    weight: Any = module.weight
+    return weight.T if type(module).__name__ == "Conv1D" else weight
+
+
+def fused_parameter(module: nn.Module, place: SitePath) -> nn.Parameter:
+    """The fused down projection of all experts, as the model stores it."""
+    return module.get_parameter(place.weight)
+
+
+def fused_weight(module: nn.Module, place: SitePath) -> torch.Tensor:
+    """The fused down projection as [experts, d_model, width]; a view."""
+    weight, each = fused_parameter(module, place), place.width // place.experts
+    stacked = weight.view(place.experts, each, -1) if weight.dim() == 2 else weight
+    return stacked.transpose(1, 2) if place.transposed else stacked
