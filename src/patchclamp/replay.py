@@ -6,15 +6,18 @@ or the package, recordings from their folder. A result made from live objects sa
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from patchclamp.core.callable_room import make_callable
 from patchclamp.core.errors import DamagedError, InputError, MismatchError
-from patchclamp.core.files import read_json
+from patchclamp.core.files import read_json, to_json
 from patchclamp.core.provenance import versions
 from patchclamp.data import Corpus, open_corpus
 from patchclamp.data.batches import Selection
@@ -25,12 +28,14 @@ from patchclamp.record import Recording, record
 
 make_callable(__name__)
 
+LISTED = 20  # differences that a report names
+
 
 @dataclass(frozen=True)
 class Replay:
     """Whether a result came out the same. compared: numbers compared; worst: largest relative difference among them.
 
-    differences: where numbers or names differ beyond the tolerance (at most 20 listed); versions: library -> (then, now)
+    differences: where numbers or names differ beyond the tolerance (the first 20); versions: library -> (then, now)
     for those that changed.
     """
 
@@ -99,9 +104,14 @@ Result = tuple[Mapping[str, Any], Any, Any]
 
 def _recording_again(path: Path, given: Mapping[str, Any]) -> Result:
     stored = Recording.open(path)
-    arguments = dict(stored.arguments)
+    source = _source(path, stored.provenance)
+    if source["call"] != "record":
+        raise InputError(f"{path} was made by {source['call']}, from recordings: replay those")
+    arguments = {key: value for key, value in stored.arguments.items() if key not in ("layers", "limits", "gated")}
+    arguments["layers"] = sorted({layer for layers in stored.arguments["layers"].values() for layer in layers})
+    arguments["select"] = Selection(**arguments["select"])
     again = record(_model(stored.model, given), _text(stored.corpus, given), **arguments)
-    return stored.provenance, _recorded(stored), _recorded(again)
+    return source, _recorded(stored), _recorded(again)
 
 
 def _recorded(recording: Recording) -> dict[str, Any]:
@@ -116,26 +126,21 @@ def _recorded(recording: Recording) -> dict[str, Any]:
 def _sets_again(path: Path, given: Mapping[str, Any]) -> Result:
     stored = Finding.load(path)
     source = _source(path, stored.provenance)
-    named = source["inputs"].get("recording", {})
-    recording = given["recording"]
-    if recording is None:
-        if not named.get("path"):
-            raise InputError(f"{path} was found in a recording that was not kept on disk; give it as recording=")
-        recording = Recording.open(named["path"])
-    if recording.fingerprint != named.get("fingerprint"):
-        raise MismatchError(f"the recording given is not the one that {path} was found in")
+    recording = _recording(path, source["inputs"].get("recording", {}), given)
     room, _, name = source["call"].rpartition(".")
     if room != "find":
         raise InputError(f"{path} was made by {source['call']}, which is no finder")
     again = finders[name](recording, **source["arguments"])
     narrowed = stored.parameters.get("classes")
     sets = again.select(classes=narrowed) if narrowed else again.sets
-    return source, _found(stored, stored.sets), _found(again, sets)
+    kept = stored.scores is not None  # a file saved without its scores differs in nothing else
+    return source, _found(stored, stored.sets, scores=kept), _found(again, sets, scores=kept)
 
 
-def _found(finding: Finding, sets: Mapping[str, UnitSet]) -> dict[str, Any]:
+def _found(finding: Finding, sets: Mapping[str, UnitSet], *, scores: bool) -> dict[str, Any]:
     names = {label: units.names() for label, units in sets.items()}
-    return {"sets": names, "scores": finding.scores, "classes": finding.class_counts()}
+    found = {"sets": names, "classes": finding.classes, "null": _stored(finding.null)}
+    return {**found, "scores": finding.scores, "p_values": finding.p_values} if scores else found
 
 
 def _effects_again(path: Path, given: Mapping[str, Any]) -> Result:
@@ -145,17 +150,37 @@ def _effects_again(path: Path, given: Mapping[str, Any]) -> Result:
     model = _model(inputs["model"], given)
     sets = {name: UnitSet.from_dict(entry, model) for name, entry in inputs["sets"].items()}
     select = Selection(**arguments.pop("select", {}))
-    if inputs.get("recording") and given["recording"] is None:
-        raise InputError(f"{path} clamped to recorded means; give the recording as recording=")
+    recording = _recording(path, inputs["recording"], given) if inputs.get("recording") else None
     text = _text(inputs["text"], given)
-    again = effect(model, sets, on=text, recording=given["recording"], select=select, **arguments)
-    return source, stored.rows, again.rows
+    again = effect(model, sets, on=text, recording=recording, select=select, **arguments)
+    return source, _measured(stored), _measured(again)
+
+
+def _measured(effects: Effects) -> dict[str, Any]:
+    return {"rows": _stored(effects.rows), "documents": _stored(effects.documents)}
+
+
+def _stored(value: Any) -> Any:
+    """Plain data as it comes back from a file, where NaN and infinities are null."""
+    return json.loads(to_json(value))
 
 
 def _source(path: Path, source: Mapping[str, Any]) -> Mapping[str, Any]:
     if not {"call", "arguments", "inputs"} <= set(source):
         raise DamagedError(f"{path} does not say how it was made; it can't be replayed")
     return source
+
+
+def _recording(path: Path, named: Mapping[str, Any], given: Mapping[str, Any]) -> Recording:
+    recording: Recording | None = given["recording"]
+    if recording is None:
+        if not named.get("path"):
+            raise InputError(f"{path} was made from a recording that was not kept on disk; give it as recording=")
+        recording = Recording.open(named["path"])
+    if recording.fingerprint != named.get("fingerprint"):
+        where = recording.folder or "given"
+        raise MismatchError(f"the recording {where} is not the one that {path} was made from")
+    return recording
 
 
 def _model(identity: Mapping[str, Any], given: Mapping[str, Any]) -> LanguageModel:
@@ -181,23 +206,25 @@ def _report(source: Mapping[str, Any], then: Any, now: Any, tolerance: float) ->
     differences: list[str] = []
     compared, worst = 0, 0.0
     for place, old, new in _pairs("", then, now):
-        gap = _gap(old, new)
-        compared, worst = compared + 1, max(worst, gap)
-        if gap > tolerance and len(differences) < 20:
-            differences.append(f"{place.lstrip('.')}: {old} then, {new} now")
-    agrees = worst <= tolerance
+        gaps = _gaps(old, new)
+        compared, worst = compared + gaps.size, max(worst, float(gaps.max(initial=0.0)))
+        for at in np.argwhere(gaps > tolerance)[: LISTED - len(differences)]:
+            index = tuple(at.tolist())
+            here = f"{place}[{', '.join(map(str, index))}]" if index else place
+            differences.append(f"{here.lstrip('.')}: {_cell(old, index)} then, {_cell(new, index)} now")
     current = versions()
     changed = {
         name: (str(old), current[name])
         for name, old in source.get("versions", {}).items()
         if name in current and current[name] != old
     }
-    return Replay(str(source.get("call", "record")), agrees, compared, worst, tolerance, differences, changed)
+    call = str(source.get("call", "record"))
+    return Replay(call, worst <= tolerance, compared, worst, tolerance, differences, changed)
 
 
 def _pairs(place: str, then: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Leaves of two nested results side by side; a missing one stands as None."""
-    then, now = (value.tolist() if hasattr(value, "tolist") else value for value in (then, now))
+    """Leaves of two nested results side by side: whole arrays and single values; a missing one stands as None."""
+    then, now = (_array(value) for value in (then, now))
     if isinstance(then, Mapping) and isinstance(now, Mapping):
         for key in sorted({*then, *now}, key=str):
             yield from _pairs(f"{place}.{key}", then.get(key), now.get(key))
@@ -208,13 +235,34 @@ def _pairs(place: str, then: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
         yield place, then, now
 
 
-def _gap(old: Any, new: Any) -> float:
-    """Relative difference of two leaves: 0 for equal ones, infinite where they can't be compared."""
-    numbers = [value for value in (old, new) if isinstance(value, int | float) and not isinstance(value, bool)]
-    if len(numbers) == 2:
-        if old == new or (math.isnan(old) and math.isnan(new)):
-            return 0.0
-        if not (math.isfinite(old) and math.isfinite(new)):
-            return math.inf
-        return abs(old - new) / max(abs(old), abs(new))
-    return 0.0 if old == new else math.inf
+def _array(value: Any) -> Any:
+    """Tensors, and lists of numbers or of names, as arrays: results hold millions of them."""
+    if hasattr(value, "numpy"):
+        return value.numpy()
+    if isinstance(value, list) and value and all(type(item) is type(value[0]) for item in value):
+        return np.array(value) if isinstance(value[0], bool | int | float | str) else value
+    return value
+
+
+def _gaps(old: Any, new: Any) -> NDArray[np.float64]:
+    """Relative differences of two leaves: 0 where they are equal, infinite where they can't be compared."""
+    a, b = np.asarray(old), np.asarray(new)
+    if a.shape != b.shape:
+        return np.array(np.inf)
+    if a.dtype.kind not in "iufb" or b.dtype.kind not in "iufb":
+        return np.where(np.asarray(a == b), 0.0, np.inf)
+    if np.array_equal(a, b):
+        return np.broadcast_to(0.0, a.shape)  # the usual case, without copies in float64 of what may be large
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        gaps = np.abs(a - b) / np.maximum(np.abs(a), np.abs(b))
+    gaps = np.where(np.isnan(gaps), np.inf, gaps)  # a NaN or an infinity beside another value
+    return np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, gaps)
+
+
+def _cell(value: Any, index: tuple[int, ...]) -> Any:
+    """The value at a place of a leaf; what doesn't have that place is described by its shape."""
+    array = np.asarray(value)
+    if index or not array.ndim:
+        return array[index].item() if array.ndim == len(index) and array.dtype.kind != "O" else value
+    return f"{array.shape} values"

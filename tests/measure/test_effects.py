@@ -366,7 +366,7 @@ def test_the_table_is_saved_loaded_and_says_where_it_comes_from(
 def test_frames_and_tables_hold_the_rows(wired_effects: Effects) -> None:
     assert wired_effects.polars()["effect"].to_list() == [row["effect"] for row in wired_effects.rows]
     assert wired_effects.pandas()["effect"].tolist() == [row["effect"] for row in wired_effects.rows]
-    assert "p_holm" in repr(wired_effects)
+    assert "p (Holm)" in repr(wired_effects)
     page = wired_effects._repr_html_()
     assert "<table>" in page
     assert "rgb(255" in page

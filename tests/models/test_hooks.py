@@ -318,3 +318,19 @@ def test_a_block_called_by_itself_can_be_watched(tiny_gpt2: Any) -> None:
     with contextlib.suppress(StopIteration), observe(tiny_gpt2, [("mlp", 0)], seen.append):
         tiny_gpt2.anatomy.module("transformer.h.0.mlp")(torch.zeros(2, 3, 32))
     assert seen[0].values.shape == (6, 128)
+
+
+def test_an_offloaded_model_is_watched_and_fingerprinted_like_any_other(tiny_llama: Any) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    import copy
+
+    hf = copy.deepcopy(tiny_llama.hf)
+    accelerate.cpu_offload(hf, execution_device=torch.device("cpu"))
+    model, ids = load(hf), tokens(2, 5)
+    assert model.anatomy.module("model.layers.0.mlp.down_proj").weight.is_meta
+    assert model.fingerprint == tiny_llama.fingerprint
+    assert torch.equal(collect(model, "mlp", ids), collect(tiny_llama, "mlp", ids))
+    with change(model, {("mlp", 1): zero}):
+        clamped = model.logits(ids)
+    with change(tiny_llama, {("mlp", 1): zero}):
+        assert torch.equal(tiny_llama.logits(ids), clamped)

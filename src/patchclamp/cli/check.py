@@ -29,6 +29,6 @@ def check(
     from patchclamp.models import check_model
 
     report = check_model(o.open_model(model, device, dtype, revision, trust_remote_code, check=False))
-    emit(report.to_dict(), as_json=as_json, shown=report)
+    emit(report.to_dict(), as_json=as_json, shown=str(report))
     if not report.passed:
         raise typer.Exit(1)

@@ -42,4 +42,4 @@ def edit(
     opened = o.open_model(model, device, dtype, revision, trust_remote_code)
     edited = run(opened, units, mode=mode, recording=None if recording is None else Recording.open(recording))
     edited.save(out)
-    emit(edited.card, as_json=as_json, shown=f"wrote {out}: {len(units)} units of set {name} edited ({mode})")
+    emit(edited.card(), as_json=as_json, shown=f"wrote {out}: {len(units)} units of set {name} edited ({mode})")

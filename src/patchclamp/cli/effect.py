@@ -29,7 +29,7 @@ def effect(
     to: Annotated[str, typer.Option("--to", help="Value to clamp to: a number, or mean (needs --recording).")] = "0",
     scale: Annotated[float | None, typer.Option("--scale", help="Multiply the units instead of clamping them.")] = None,
     add: Annotated[float | None, typer.Option("--add", help="Add to the units instead of clamping them.")] = None,
-    scope: Annotated[str, typer.Option("--scope", help="Positions to change: prompt, generated or all.")] = "all",
+    scope: Annotated[str, typer.Option("--scope", help="Positions to change: prompt, generated (need --select) or all.")] = "all",
     recording: Annotated[Path | None, typer.Option("--recording", help="Recording that gives the means.")] = None,
     controls: Annotated[int, typer.Option("--controls", min=0, help="Matched-random sets to compare with.")] = 10,
     permutations: Annotated[
@@ -41,7 +41,8 @@ def effect(
     out: Annotated[Path | None, typer.Option("--out", help="Also save the effects (JSON).")] = None,
     seed: o.Seed = 0,
     unit: o.DocumentUnit = "line",
-    column: o.TextColumn = None,
+    column: o.TextColumns = None,
+    select: o.Select = None,
     max_documents: o.MaxDocuments = None,
     max_tokens: o.MaxTokens = None,
     batch_tokens: o.BatchTokens = 4096,
@@ -52,10 +53,12 @@ def effect(
     as_json: o.AsJson = False,
 ) -> None:
     """Clamp each set of SETS in MODEL and measure the perplexity of each text, with controls, intervals and p-values."""
+    from patchclamp.data import Selection
     from patchclamp.measure import effect as run
     from patchclamp.models.units import load_sets
     from patchclamp.record import Recording
 
+    o.check_target(out)
     found = load_sets(sets)
     wanted = o.names(only) if only else list(found)
     if unknown := [name for name in wanted if name not in found]:
@@ -76,7 +79,8 @@ def effect(
         seed=seed,
         recording=None if recording is None else Recording.open(recording),
         batch_tokens=batch_tokens,
+        select=Selection(inside=select),
     )
+    emit(effects.to_dict(), as_json=as_json, shown=effects)  # first: a full disk should not lose what was measured
     if out is not None:
         note(f"wrote {effects.save(out)}")
-    emit(effects.to_dict(), as_json=as_json, shown=effects)

@@ -62,6 +62,7 @@ def command_of(finder: Callable[..., Any]) -> Callable[..., None]:
     def command(folder: Path, out: Path, classes: str | None, as_json: bool, **arguments: Any) -> None:
         from patchclamp.record import Recording
 
+        o.check_target(out)
         finding = finder(Recording.open(folder), **arguments)
         chosen = o.names(classes) if classes else None
         finding.save(out, classes=chosen)

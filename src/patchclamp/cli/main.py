@@ -8,14 +8,41 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from patchclamp.cli import atlas, check, demo, edit, effect, find, listing, models, perplexity, record, replay, train
 
+FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class Program(TyperGroup):
+    """The group of all commands: an expected failure of any of them is one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        from patchclamp.core.errors import Error
+
+        try:
+            return super().invoke(ctx)
+        except Error as problem:  # also the interruption of a recording, which says how to go on
+            _stop(str(problem), problem.exit_code)
+        except KeyboardInterrupt:
+            _stop("interrupted; nothing was left half-written", 1)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader (`head`) has gone
+            sys.exit(1)
+        except OSError as problem:
+            if problem.errno not in FULL_OR_FORBIDDEN:
+                raise
+            _stop(f"{problem.strerror}: {problem.filename or 'while writing'}", 1)
+
+
 app = typer.Typer(
     name="patchclamp",
+    cls=Program,
     help="Record every unit of a language model, find those that carry something, clamp them, measure the effect.",
     epilog="Start with: patchclamp demo",
     no_args_is_help=True,
@@ -48,26 +75,26 @@ for module in (demo, record, find, effect, perplexity, edit, atlas, check, model
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the program; never returns normally (sys.exit). A bug keeps its traceback, an expected failure is one line."""
-    from patchclamp.core.errors import Error
-
-    try:
-        app(args=arguments, standalone_mode=True)
-    except Error as problem:
-        _stop(str(problem), problem.exit_code)
-    except KeyboardInterrupt:
-        _stop("interrupted; nothing was left half-written", 1)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader (`head`) has gone
-        sys.exit(1)
-    except OSError as problem:
-        if problem.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
-            raise
-        _stop(f"{problem.strerror}: {problem.filename or 'while writing'}", 1)
+    if not sys.stderr.isatty():  # no bars of transformers in a log, as there are none of ours
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = _warn
+        app(args=arguments)
 
 
-def _stop(message: str, code: int) -> None:
-    print(f"patchclamp: {' '.join(message.split())}", file=sys.stderr)
+def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+    """A warning as one line: where in the source it was raised says nothing to who typed a command."""
+    _say(f"warning: {message}")
+
+
+def _stop(message: str, code: int) -> NoReturn:
+    _say(message)
     sys.exit(code)
+
+
+def _say(message: str) -> None:
+    print(f"patchclamp: {' '.join(message.split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

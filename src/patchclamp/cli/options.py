@@ -28,8 +28,17 @@ DocumentUnit = Annotated[
     str,
     typer.Option("--unit", help="What a document is in a plain text file: line, block (up to a blank line) or file."),
 ]
-TextColumn = Annotated[
-    str | None, typer.Option("--column", help="Column that holds the text in .jsonl, .csv and .parquet files.")
+TextColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="[ROLE=]NAME",
+        help="Column of .jsonl, .csv and .parquet files, repeatable. ROLE: text (the default), prompt, response or tags.",
+    ),
+]
+Select = Annotated[
+    str | None,
+    typer.Option("--select", help="Count only tokens in spans of this name, such as response or upos=NOUN."),
 ]
 MaxDocuments = Annotated[
     int | None, typer.Option("--max-documents", min=1, help="Read at most so many documents per label.")
@@ -69,7 +78,7 @@ def open_model(
 
 
 def open_texts(
-    texts: list[str], *, unit: str, column: str | None, max_documents: int | None, max_tokens: int | None
+    texts: list[str], *, unit: str, column: list[str] | None, max_documents: int | None, max_tokens: int | None
 ) -> Corpus:
     """The corpus that repeated `--text` options describe: LABEL=FILE, or one of demo, demo:find, demo:measure."""
     from patchclamp.data import corpus, demo_text
@@ -87,7 +96,31 @@ def open_texts(
         if label in sources:
             raise InputError(f"--text names the label {label!r} twice; put its files into one folder and give that")
         sources[label] = path if path == "-" else Path(path)
-    return corpus(sources, unit=unit, text=column, max_documents=max_documents, max_tokens=max_tokens)
+    return corpus(sources, unit=unit, max_documents=max_documents, max_tokens=max_tokens, **columns(column or []))
+
+
+def columns(given: list[str]) -> dict[str, Any]:
+    """Keyword arguments of `corpus` for repeated `--column` options: NAME, or ROLE=NAME; tags may come several times."""
+    found: dict[str, Any] = {}
+    for entry in given:
+        role, separator, name = entry.partition("=")
+        role, name = (role, name) if separator else ("text", role)
+        if role not in ("text", "prompt", "response", "tags") or not name:
+            raise InputError(f"--column {entry!r} is not [ROLE=]NAME with the role text, prompt, response or tags")
+        if role == "tags":
+            found.setdefault("tags", []).append(name)
+        elif role in found:
+            raise InputError(f"--column names two columns for {role}: {found[role]} and {name}")
+        else:
+            found[role] = name
+    return found
+
+
+def check_target(out: Path | None) -> None:
+    """InputError if a file can't be written there: known before the work, not after it."""
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        what = f"{out} is a folder" if out.is_dir() else f"the folder {out.parent} does not exist"
+        raise InputError(f"can't write {out}: {what}")
 
 
 def names(listed: str) -> list[str]:

@@ -23,7 +23,8 @@ def perplexity(
     model: o.ModelName,
     text: o.Texts,
     unit: o.DocumentUnit = "line",
-    column: o.TextColumn = None,
+    column: o.TextColumns = None,
+    select: o.Select = None,
     max_documents: o.MaxDocuments = None,
     max_tokens: o.MaxTokens = None,
     batch_tokens: o.BatchTokens = 4096,
@@ -37,11 +38,12 @@ def perplexity(
     as_json: o.AsJson = False,
 ) -> None:
     """Token-weighted perplexity of MODEL on each text, with a 95% interval over documents."""
+    from patchclamp.data import Selection
     from patchclamp.measure import perplexity as run
 
     texts = o.open_texts(text, unit=unit, column=column, max_documents=max_documents, max_tokens=max_tokens)
     opened = o.open_model(model, device, dtype, revision, trust_remote_code)
-    measured = run(opened, texts, batch_tokens=batch_tokens)
+    measured = run(opened, texts, batch_tokens=batch_tokens, select=Selection(inside=select))
     rows = []
     for measurement in measured.values():
         low, high = measurement.interval()

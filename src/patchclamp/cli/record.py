@@ -32,16 +32,13 @@ def record(
         str | None, typer.Option("--layers", help="Layers to record, such as 0-3,7; all by default.")
     ] = None,
     threshold: Annotated[float, typer.Option("--threshold", help="A unit fires where its value is above this.")] = 0.0,
-    select: Annotated[
-        str | None,
-        typer.Option("--select", help="Count only tokens in spans of this name, such as response or upos=NOUN."),
-    ] = None,
+    select: o.Select = None,
     special: Annotated[bool, typer.Option("--special", help="Count special tokens too.")] = False,
     skip_first: Annotated[
         int, typer.Option("--skip-first", min=0, help="Leave out the first K tokens of a document.")
     ] = 0,
     unit: o.DocumentUnit = "line",
-    column: o.TextColumn = None,
+    column: o.TextColumns = None,
     max_documents: o.MaxDocuments = None,
     max_tokens: o.MaxTokens = None,
     batch_tokens: o.BatchTokens = 4096,

@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 
 from patchclamp.core.errors import DamagedError, InputError
 from patchclamp.core.files import read_json, write_json
-from patchclamp.measure.tables import html_matrix, html_table, pandas_frame, polars_frame, rich_table, text_table
+from patchclamp.measure.tables import (
+    aligned,
+    html_matrix,
+    html_table,
+    p_value,
+    pandas_frame,
+    polars_frame,
+    rich_table,
+    signed,
+    text_table,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,6 +33,9 @@ ROW = (
     "set", "text", "metric", "plain", "clamped", "effect", "low", "high", "control_mean", "control_sd",
     "p", "p_holm", "p_controls", "n_documents", "n_tokens", "n_units",
 )  # fmt: skip
+
+
+BRIEF = ("set", "text", "plain", "clamped", "effect [95%]", "random", "p (Holm)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +135,10 @@ class Effects:
         return pandas_frame(self.rows)
 
     def __rich__(self) -> Table:
-        return rich_table(self._title(), self.rows, _SHOWN)
+        return rich_table(self._title(), [_brief(row) for row in self.rows], BRIEF)
 
     def __repr__(self) -> str:
-        return text_table(self._title(), self.rows, _SHOWN)
+        return text_table(self._title(), [_brief(row) for row in self.rows], BRIEF)
 
     def _repr_html_(self) -> str:
         matrix = ""
@@ -137,10 +150,15 @@ class Effects:
     def _title(self) -> str:
         done = self.provenance.get("arguments", {})
         how = ", ".join(f"{key} {done[key]}" for key in ("to", "scale", "add") if done.get(key) is not None)
-        return f"Effects of clamping ({how or 'units'}); perplexity, {done.get('controls', 0)} matched-random controls"
+        return f"Effect of clamping ({how or 'units'}) on perplexity, beside {done.get('controls', 0)} random sets"
 
 
-_SHOWN = tuple(column for column in ROW if column not in ("metric", "control_sd"))
+def _brief(row: dict[str, Any]) -> dict[str, str]:
+    """The row as a terminal of 80 columns has room for it; everything else is in `rows`."""
+    interval = "" if row["low"] is None else f" [{signed(row['low'])}, {signed(row['high'])}]"
+    effect, random = signed(row["effect"]), signed(row["control_mean"])
+    values = (row["set"], row["text"], aligned(row["plain"]), aligned(row["clamped"]), effect + interval, random)
+    return dict(zip(BRIEF, (*values, p_value(row["p_holm"])), strict=True))
 
 
 def _number(row: dict[str, Any], value: str) -> float:

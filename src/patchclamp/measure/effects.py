@@ -150,7 +150,8 @@ def _inputs(
     found: dict[str, Any] = {"model": dict(model.identity), "text": on.identity}
     found["sets"] = {name: {"units": units.names()} for name, units in sets.items()}
     if recording is not None:
-        found["recording"] = {"fingerprint": recording.fingerprint, "labels": list(recording.labels)}
+        folder = None if recording.folder is None else str(recording.folder.absolute())
+        found["recording"] = {"fingerprint": recording.fingerprint, "path": folder, "labels": list(recording.labels)}
     return found
 
 

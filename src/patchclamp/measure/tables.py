@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Rows = Sequence[Mapping[str, Any]]
+NAMES = ("set", "text", "metric")
 
 
 def shown(value: Any) -> str:
@@ -23,15 +24,36 @@ def shown(value: Any) -> str:
     return f"{value:.4g}" if abs(value) < 1e5 else f"{value:.3e}"
 
 
+def aligned(value: float | None) -> str:
+    """A number for a narrow column: four digits, zeros at the end kept, at most eight characters."""
+    if value is None or math.isnan(value):
+        return "–"
+    size = abs(value)
+    if 1e-3 <= size < 1e3:
+        return f"{value:#.4g}"
+    return f"{value:,.0f}" if not size or 1e3 <= size < 1e6 else f"{value:.2g}"
+
+
+def signed(value: float | None) -> str:
+    """A change: as `aligned`, with its sign."""
+    return f"+{aligned(value)}" if value is not None and value > 0 else aligned(value)
+
+
+def p_value(p: float | None) -> str:
+    """A p-value as people write it."""
+    return "–" if p is None else f"{p:.2g}" if p >= 1e-4 else "<0.0001"
+
+
 def rich_table(title: str, rows: Rows, columns: Sequence[str]) -> Table:
-    """A rich table; numbers are aligned to the right."""
+    """A rich table without vertical rules. Names (set, text, metric) may be folded, numbers are aligned to the right."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        words = any(isinstance(row.get(column), str) for row in rows)
-        table.add_column(column, justify="left" if words else "right", no_wrap=True)
+        name = column in NAMES
+        table.add_column(column, justify="left" if name else "right", no_wrap=not name, overflow="fold" if name else "ellipsis")
     for row in rows:
         table.add_row(*(Text(shown(row.get(column))) for column in columns))  # Text: labels are no markup
     return table

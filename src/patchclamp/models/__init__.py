@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from patchclamp.models.anatomy import Anatomy
     from patchclamp.models.hooks import change, observe, prompt_scope, run
     from patchclamp.models.load import LanguageModel, load
+    from patchclamp.models.selfcheck import check_model
     from patchclamp.models.units import Layout, Unit, UnitSet, load_sets, save_sets
 
 _HOMES = {
@@ -18,6 +19,7 @@ _HOMES = {
     "Unit": "units",
     "UnitSet": "units",
     "change": "hooks",
+    "check_model": "selfcheck",
     "load_sets": "units",
     "observe": "hooks",
     "prompt_scope": "hooks",
@@ -32,6 +34,7 @@ __all__ = [
     "Unit",
     "UnitSet",
     "change",
+    "check_model",
     "load",
     "load_sets",
     "observe",

@@ -36,6 +36,21 @@ PASS, FAIL, NOT_APPLICABLE = "pass", "fail", "not applicable"
 EXACT = 1e-4  # largest difference allowed, as a share of the effect that is compared
 
 
+EXPLAINED = (
+    "- Sites: `mlp` is the vector that enters the down projection; `gate` the activation function's output (for a plain MLP "
+    "that is `mlp`), `up` the up projection's output; `attn` enters the attention output projection and `head` is its view "
+    "by heads; `attn_out` and `mlp_out` leave the projections; `resid` leaves the block; `embed` the token embedding.",
+    "- Experts: the neurons of expert e are `mlp.LAYER.eE.INDEX`. Shared experts, which every token passes, come after the "
+    "routed ones, cut into experts of the same width. An expert that a token was not routed to counts as 0. They are watched "
+    "under the eager, batched_mm and grouped_mm implementations alike; `gate` and `up` exist in dense layers only.",
+    "- Checks: `bits` logits are bit-identical under observation; `trunk` a run that stops early sees the same values; "
+    "`product` recorded values times the down projection are its output; `layer` all neurons of a layer at 0 are its "
+    "projection zeroed; `neuron` one neuron at 0 is its column zeroed; `rows` one expert's neuron at one position moves "
+    "that position alone.",
+    "- Compiled models run uncompiled while they are watched or changed.",
+)
+
+
 @dataclass
 class TypeResult:
     """What the checks said about one model type.
@@ -146,10 +161,9 @@ def markdown_table(results: Sequence[TypeResult]) -> str:
         "",
         f"Made by `patchclamp models check` with transformers {transformers.__version__}: of {len(results)} causal-LM types, "
         f"{counts[PASS]} pass, {counts[NOT_APPLICABLE]} are not applicable, {counts[FAIL]} fail.",
-        "Every type is built tiny, with random weights, and its units are recorded, clamped and compared with changed "
-        "weights. Checks: "
-        + "; ".join(f"`{name}`" for name in ("bits", "trunk", "product", "layer", "neuron", "rows"))
-        + ".",
+        "Every type is built tiny, with random weights; its units are recorded, clamped and compared with changed weights.",
+        "",
+        *EXPLAINED,
         "",
         "| type | status | MLP | sites | checks | remarks |",
         "|---|---|---|---|---|---|",

@@ -61,7 +61,7 @@ def load(
         dtype = None
     if dtype is not None or device is not None:
         hf = hf.to(device=device, dtype=_dtype(dtype))
-    model = LanguageModel(hf, tokenizer, source=name or None)
+    model = LanguageModel(hf, tokenizer, source=_lasting(name) or None)
     if check:
         refuse_bad_weights(hf)
         _self_check(model)
@@ -111,6 +111,8 @@ class LanguageModel:
         """Where token ids go: the device of the embedding."""
         holder: Any = self.hf if self.anatomy.embed is None else self.anatomy.module(self.anatomy.embed)
         found: torch.device = next(holder.parameters()).device
+        if found.type == "meta":  # offloaded: accelerate fetches the weights to this device when it is needed
+            found = torch.device(holder._hf_hook.execution_device)
         return found
 
     @property
@@ -244,9 +246,23 @@ def fingerprint_of(hf: Any) -> str:
     digest = hashlib.sha256(str([hf.config.model_type, *((key, getattr(config, key, None)) for key in keys)]).encode())
     for name, weight in sorted(hf.named_parameters()):
         digest.update(f"{name}{list(weight.shape)}".encode())
-        rounded = weight.detach().to(torch.bfloat16).cpu().contiguous()
-        digest.update(memoryview(rounded.view(torch.int16).numpy()).cast("B"))
+        rounded = _in_memory(hf, name, weight).detach().to(torch.bfloat16).cpu().contiguous()
+        digest.update(rounded.view(torch.int16).numpy().data.cast("B"))
     return digest.hexdigest()
+
+
+def _in_memory(hf: nn.Module, name: str, weight: Tensor) -> Tensor:
+    """A parameter's values, fetched from where accelerate keeps them if they are offloaded."""
+    if not weight.is_meta:
+        return weight
+    owner, _, leaf = name.rpartition(".")
+    hook: Any = getattr(hf.get_submodule(owner), "_hf_hook", None)
+    for one in (hook, *getattr(hook, "hooks", ())):
+        kept = getattr(one, "weights_map", None)
+        if kept is not None:
+            found: Tensor = kept[leaf]
+            return found
+    raise ModelError(f"the weight {name} is nowhere in memory; load the model without offloading to fingerprint it")
 
 
 def refuse_bad_weights(hf: Any) -> None:
@@ -306,6 +322,12 @@ def _quiet_on_small_screens() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def _lasting(name: str) -> str:
+    """A folder's absolute path, so that a result can open its model again from anywhere; other names as they are."""
+    folder = Path(name).expanduser()
+    return str(folder.absolute()) if name not in ("", "demo") and folder.is_dir() else name
 
 
 def _located(name: str) -> str:

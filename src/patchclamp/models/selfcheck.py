@@ -44,6 +44,11 @@ class Report:
     def warnings(self) -> list[Check]:
         return [check for check in self.checks if check.status != OK]
 
+    @property
+    def passed(self) -> bool:
+        """No check says that numbers would be wrong; warnings may remain."""
+        return all(check.status != ERROR for check in self.checks)
+
     def raise_errors(self) -> None:
         """Raise CheckError if a check says that numbers would be wrong."""
         wrong = [check.said for check in self.checks if check.status == ERROR]
@@ -51,7 +56,7 @@ class Report:
             raise CheckError(f"{self.model}: {'; '.join(wrong)}")
 
     def to_dict(self) -> dict[str, Any]:
-        return {"model": self.model, "checks": [asdict(check) for check in self.checks]}
+        return {"model": self.model, "passed": self.passed, "checks": [asdict(check) for check in self.checks]}
 
     def __str__(self) -> str:
         return "\n".join(f"{check.status:8} {check.name}: {check.said}" for check in self.checks)

@@ -6,6 +6,7 @@ floors below, this file only puts the parts in order.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,16 +21,23 @@ from patchclamp.find.language import language
 from patchclamp.measure import Effects, effect
 from patchclamp.models import LanguageModel
 from patchclamp.record import Recording, record
+from patchclamp.record.recording import MANIFEST
 from patchclamp.studies import language_neurons_view as view
 
-SUFFIXES = {"sets": ".sets.json", "effects": ".effects.json", "atlas": ".atlas.duckdb", "page": ".html"}
+SUFFIXES = {
+    "recording": ".recording",
+    "sets": ".sets.json",
+    "effects": ".effects.json",
+    "atlas": ".atlas.duckdb",
+    "page": ".html",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class LanguageNeurons:
     """What the study made; rich shows its tables in a terminal, the page holds the pictures.
 
-    files: kind (sets, effects, atlas, page) -> where it is.
+    files: kind (recording, sets, effects, atlas, page) -> where it is.
     """
 
     recording: Recording
@@ -67,7 +75,7 @@ def language_neurons(
 ) -> LanguageNeurons:
     """Find each label's neurons in `find_on` and measure in `measure_on` what clamping them to 0 does.
 
-    Writes NAME.sets.json, NAME.effects.json, NAME.atlas.duckdb and NAME.html into the folder `out`.
+    Writes NAME.recording/, NAME.sets.json, NAME.effects.json, NAME.atlas.duckdb and NAME.html into the folder `out`.
     Raises InputError if the two texts have different labels or (without `overwrite`) a file is there already.
     """
     started = time.perf_counter()
@@ -81,12 +89,13 @@ def language_neurons(
         raise InputError(f"{taken[0]} exists already; choose another folder or name")
 
     say(f"1/5 recording every MLP neuron of {model.name} over {len(find_on.labels)} texts")
-    recording = record(model, find_on, statistics=("firing", "moments", "exemplars"))
+    _clear(files["recording"])
+    recording = record(model, find_on, statistics=("firing", "moments", "exemplars"), out=files["recording"])
     say("2/5 finding the neurons of each label")
     finding = language(recording, rate=rate, bar=bar, seed=seed)
     finding.save(files["sets"])
     say(f"3/5 clamping each set and {controls} matched-random sets to 0, on text that the finder did not see")
-    effects = effect(model, finding.sets, on=measure_on, to=0.0, controls=controls, seed=seed)
+    effects = effect(model, finding.sets, on=measure_on, to=0.0, controls=controls, permutations=19_999, seed=seed)
     effects.save(files["effects"])
     say("4/5 building the atlas")
     build_atlas(
@@ -102,3 +111,12 @@ def language_neurons(
     result = LanguageNeurons(recording, finding, effects, files, time.perf_counter() - started)
     view.page(result, model).save(files["page"])
     return result
+
+
+def _clear(folder: Path) -> None:
+    """Remove an earlier recording; InputError for a folder that is anything else."""
+    if not folder.exists():
+        return
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder} is there already and is no recording; choose another folder with --out")
+    shutil.rmtree(folder)

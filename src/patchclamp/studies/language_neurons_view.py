@@ -184,14 +184,18 @@ def null_sentence(study: LanguageNeurons) -> str:
 
 
 def stage_sentences(study: LanguageNeurons) -> list[str]:
-    """The layers of each stage that the finder saw, or why it saw none."""
+    """The layers of each stage that the finder saw."""
     stages = study.finding.details.get("stages") or {}
-    named = (
-        [f"{name}: layers {span}" for name, span in stages.get("layers", {}).items()]
-        if isinstance(stages, dict)
-        else []
-    )
-    return ["Counts per layer; the stages are those of Zhang et al. 2025. " + "; ".join(named)]
+    named = [f"{name}: {_span(span)}" for name, span in stages.get("layers", {}).items()]
+    lead = "Units per layer, and the four stages of Zhang et al. 2025 as our rule draws them"
+    return [f"{lead}: {'; '.join(named)}." if named else f"{lead} (not drawn: some layers were not recorded)."]
+
+
+def _span(span: Any) -> str:
+    if span is None:
+        return "none here"
+    first, last = span
+    return f"layer {first}" if first == last else f"layers {first} to {last}"
 
 
 def next_commands(study: LanguageNeurons) -> list[str]:

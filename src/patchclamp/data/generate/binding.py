@@ -1,7 +1,7 @@
 """Sentences that can only be completed by binding: indirect objects (IOI) and coloured objects.
 
 Sources: Wang et al. 2022 (arXiv:2211.00593) for indirect object identification; Merullo et al. 2023 (arXiv:2310.08744) for
-coloured objects. Splits: `train`; `heldout`: pairs of names, or object-colour pairs asked for, that training never saw.
+coloured objects. Splits: `train`; `heldout`: pairs of names, or scenes of objects, that training never saw.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from patchclamp.data.generate.items import (
 )
 
 SPLITS = ("train", "heldout")
-KINDS = ("ioi", "colors")
+KINDS = {"ioi": 1, "colors": 2}  # how often each is drawn: colours are harder
 HELD_OUT_SHARE = 0.12
 NAMES = (
     "Mary",
@@ -81,11 +81,15 @@ def binding(
     check_split(split, SPLITS)
     check_count(count)
     check_languages(languages, ("en",))
-    chosen = check_languages(kinds, KINDS)
+    chosen = check_languages(kinds, tuple(KINDS))
     rng = rng_for("binding", seed, split)
     made = 0
     while count is None or made < count:
-        item = _ioi(split, rng) if rng.choice(chosen) == "ioi" else _colors(split, rng)
+        item = (
+            _ioi(split, rng)
+            if rng.choices(chosen, [KINDS[kind] for kind in chosen]) == ["ioi"]
+            else _colors(split, rng)
+        )
         if item is not None:
             made += 1
             yield item
@@ -114,7 +118,8 @@ def _ioi(split: str, rng: random.Random) -> Item | None:
 def _colors(split: str, rng: random.Random) -> Item | None:
     objects, colors = rng.sample(OBJECTS, 3), rng.sample(COLORS, 3)
     asked = rng.randrange(3)
-    if is_held_out(HELD_OUT_SHARE, "colors", objects[asked], colors[asked]) != (split == "heldout"):
+    # whole scenes are held out: a held-out pair of object and colour would teach that it is never the answer
+    if is_held_out(HELD_OUT_SHARE, "colors", *objects, *colors, asked) != (split == "heldout"):
         return None
     number = rng.randrange(len(SCENES))
     parts = [f"{_article(color)} {color} {thing}" for color, thing in zip(colors, objects, strict=True)]

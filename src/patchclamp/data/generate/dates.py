@@ -22,7 +22,9 @@ from patchclamp.data.generate.items import (
 )
 
 SPLITS = ("train", "heldout")
-KINDS = ("next_year", "decade", "century", "first", "age", "weekday", "month")
+# how often each is drawn: what must be computed comes more often than what is a glance or a short list
+KINDS = {"next_year": 2, "decade": 1, "century": 1, "first": 2, "age": 3, "weekday": 1, "month": 1}
+CYCLES = ("weekday", "month")
 FIRST_YEAR, LAST_YEAR = 1700, 2020
 HELD_OUT_SHARE = 0.15
 
@@ -117,12 +119,12 @@ def dates(
     check_split(split, SPLITS)
     check_count(count)
     wanted = check_languages(languages, LANGUAGES)
-    chosen = check_languages(kinds, KINDS if split == "train" else KINDS[:5])
+    chosen = check_languages(kinds, [kind for kind in KINDS if split == "train" or kind not in CYCLES])
     rng = rng_for("dates", seed, split)
     made = 0
     while count is None or made < count:
-        kind, language = rng.choice(chosen), rng.choice(wanted)
-        item = _cycle(kind, language, rng) if kind in ("weekday", "month") else _year(kind, language, split, rng)
+        kind, language = rng.choices(chosen, [KINDS[name] for name in chosen])[0], rng.choice(wanted)
+        item = _cycle(kind, language, rng) if kind in CYCLES else _year(kind, language, split, rng)
         if item is not None:
             made += 1
             yield item
