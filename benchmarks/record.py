@@ -6,13 +6,14 @@
     python benchmarks/record.py --json results.json
 
 All variants run in turn in one process, the order rotating from round to round. A ratio is the median over rounds of
-the variant's time over that of the plain pass of the same round; CPU-time ratios stand beside it, for machines that aren't quiet. Peers
-(requirements-peers.txt) are left out where they can't be imported. Models have random weights, texts random tokens.
+the variant's time over that of the plain pass of the same round; CPU-time ratios stand beside it, for machines that aren't
+quiet. Peers (requirements-peers.txt) are left out where they can't be imported. Models have random weights, texts random tokens.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -329,11 +330,13 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
 def peak_of(options: argparse.Namespace) -> float:
     """MiB above the loaded model that one variant needs."""
     model, batches = make_model(options), make_batches(options, options.batches)
+    name = "plain forward" if options.peak == "plain" else "patchclamp record"
     named = variants(model, batches, options)
-    _ = model.fingerprint
+    variants(model, batches[:1], options)[name]()  # what is imported and made once isn't counted
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # memory that loading freed would hide what the variant takes
     with Peak() as peak:
-        named["plain forward" if options.peak == "plain" else "patchclamp record"]()
+        named[name]()
     return peak.above
 
 

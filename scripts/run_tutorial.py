@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import shlex
@@ -89,7 +90,7 @@ def _terminal_of(width: str) -> Iterator[None]:
 def renewed(page: str, printed: dict[int, str]) -> str:
     """The page with the ```text block behind each code block holding what that block printed. printed: by code position."""
     found, renewals = blocks(page), []
-    for block, behind in zip(found, found[1:], strict=False):
+    for block, behind in itertools.pairwise(found):
         if behind.language == "text" and block.start in printed:
             text = "\n".join(line.rstrip() for line in printed[block.start].rstrip().splitlines())
             renewals.append((behind.start, behind.stop, text + "\n"))

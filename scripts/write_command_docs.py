@@ -15,12 +15,13 @@ INTRO = """# Commands
 
 Made by `python scripts/write_command_docs.py` from the program's own `--help`; don't edit.
 
-Every command prints its result on stdout and everything else (progress, notes, warnings) on stderr. `--json` prints the result
-as JSON. Exit codes: 0 done, 1 the job failed (or a check or replay did not hold), 2 wrong usage or unusable input. A failure is one line
-that says what was given, what was expected and what to do; no half-written file is left behind.
+Every command prints its result on stdout and everything else (progress, notes, warnings) on stderr. `--json` prints the
+result as JSON. Exit codes: 0 done, 1 the job failed (or a check or replay did not hold), 2 wrong usage or unusable input. A
+failure is one line that says what was given, what was expected and what to do; no half-written file is left behind.
 
-MODEL is a hub id, a local folder, or `demo`. `--text LABEL=FILE` may be repeated; `--text demo:find` and `--text demo:measure` are the text that
-comes with the package (200 and 40 documents in each of six languages), `--text demo` both. [File formats](formats.md) says what is written.
+MODEL is a hub id, a local folder, or `demo`. `--text LABEL=FILE` may be repeated; `--text demo:find` and `--text demo:measure`
+are the text that comes with the package (200 and 40 documents in each of six languages), `--text demo` both.
+[File formats](formats.md) says what is written.
 """
 
 

@@ -13,7 +13,8 @@ class Firing:
 
     threshold = 0.0
 
-    def __init__(self, counts: Any, n: Any, recorded: Any = None) -> None:
+    def __init__(self, counts: Any, n: Any, recorded: Any = None, signal: str = "gate") -> None:
+        self.signal = signal
         self.recorded = np.ones(np.shape(counts)[-1], dtype=bool) if recorded is None else np.asarray(recorded)
         self._state = {"counts": np.asarray(counts, dtype=np.int64), "n": np.asarray(n, dtype=np.int64)}
 
@@ -34,8 +35,9 @@ class CountedRecording:
         corpus: str = "c0",
         forms: tuple[str, ...] = ("plain",),
         recorded: Any = None,
+        signal: str = "gate",
     ) -> None:
-        self._firing = {label: Firing(counts, n, recorded) for label, (counts, n) in cells.items()}
+        self._firing = {label: Firing(counts, n, recorded, signal) for label, (counts, n) in cells.items()}
         self.labels = tuple(cells)
         self.sites = (site,)
         entry = {"widths": list(widths), "experts": [0] * len(widths)}

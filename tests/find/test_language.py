@@ -140,8 +140,9 @@ def test_any_site_can_be_searched() -> None:
 
 
 def test_a_gated_mlp_says_what_was_counted() -> None:
-    assert any("gate" in note for note in language(planted(forms=("gated",))).notes)
-    assert not any("gate" in note for note in language(planted()).notes)
+    assert any("gate" in note for note in language(planted(forms=("gated",), signal="value")).notes)
+    for options in ({"forms": ("gated",)}, {"signal": "value"}):
+        assert not any("gate" in note for note in language(planted(**options)).notes)
 
 
 def test_layers_that_were_not_recorded_take_no_part() -> None:

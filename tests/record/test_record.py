@@ -135,6 +135,7 @@ def test_folder_and_memory_agree_and_a_saved_recording_is_read_back(tiny_gpt2, t
     assert isinstance(copied.get("pooled", "en").mean.pieces[0], np.memmap)
 
 
+@pytest.mark.slow
 def test_processes_give_the_numbers_of_one_process(tiny_gpt2, text):
     one = record(tiny_gpt2, text, shard_tokens=60, layers=[0])
     many = record(tiny_gpt2, text, shard_tokens=60, layers=[0], engine="processes", workers=2)

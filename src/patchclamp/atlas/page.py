@@ -8,6 +8,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from patchclamp.atlas.result import shown
+from patchclamp.atlas.rows import Rows
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,6 +34,9 @@ ORDER: dict[str, Callable[[dict[str, Any]], Any]] = {
     "effects": itemgetter("effect_id"),
     "tokens": lambda row: (row["run_id"], -row["sign"], row["rank"]),
 }
+BRIEF = {
+    "effects": ("set", "text", "plain", "clamped", "effect", "control_mean", "p_holm")
+}  # what a terminal has room for
 NAMES = {
     "labels": "SELECT label_id, run_id, method, label FROM labels JOIN runs USING (run_id)",
     "runs": "SELECT run_id, method FROM runs",
@@ -90,7 +94,6 @@ class UnitPage(dict[str, Any]):
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
-        from rich.table import Table
         from rich.text import Text
 
         parts: list[RenderableType] = [Text(self._title(), style="bold")]
@@ -98,12 +101,9 @@ class UnitPage(dict[str, Any]):
             rows = self._printable(name)
             if not rows:
                 continue
-            drawn = Table(title=name, title_justify="left", header_style="bold")
-            for column in rows[0]:
-                drawn.add_column(column)
-            for row in rows:
-                drawn.add_row(*[Text(value) for value in row.values()])
-            parts.append(drawn)
+            columns = [column for column in rows[0] if column in BRIEF.get(name, rows[0])]
+            cells = [[row[column] for column in columns] for row in rows]
+            parts.append(Rows(columns, cells, self._numbers(name), title=name))
         return Group(*parts)
 
     def __repr__(self) -> str:
@@ -129,6 +129,10 @@ class UnitPage(dict[str, Any]):
     def _title(self) -> str:
         model = self["model"]
         return f"{self['unit']} of {model['name'] or 'an unnamed model'} ({str(model['fingerprint'])[:12]})"
+
+    def _numbers(self, part: str) -> list[str]:
+        """The columns of a part that hold numbers."""
+        return [name for name in self[part][0] if any(isinstance(row[name], int | float) for row in self[part])]
 
     def _printable(self, part: str) -> list[dict[str, str]]:
         """The rows of a part as text, without columns that are empty throughout; the token of an exemplar in brackets."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from patchclamp.atlas.rows import Rows
 from patchclamp.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     import pandas
     import polars
     import pyarrow
-    from rich.table import Table
 
 SHOWN = 25  # rows in a printed table
 _EXACT = 2.0**53  # beyond it a float64 no longer tells neighbouring integers apart
@@ -91,15 +91,10 @@ class Result:
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         return iter(self.rows)
 
-    def __rich__(self) -> Table:
-        from rich.table import Table
-
-        drawn = Table(header_style="bold", caption=self._caption(), caption_justify="left")
-        for name, values in self.data.items():
-            drawn.add_column(_escaped(name), justify="right" if values.dtype.kind in "iuf" else "left")
-        for row in self.rows[:SHOWN]:
-            drawn.add_row(*[_escaped(shown(value)) for value in row])
-        return drawn
+    def __rich__(self) -> Rows:
+        numbers = [name for name, values in self.data.items() if values.dtype.kind in "iuf"]
+        rows = [[shown(value) for value in row] for row in self.rows[:SHOWN]]
+        return Rows(self.columns, rows, numbers, caption=self._caption())
 
     def __repr__(self) -> str:
         from rich.console import Console
@@ -219,9 +214,3 @@ def _imported(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as problem:
         raise InputError(f"this needs {name}, which is not installed; `pip install {name}`, or use .rows") from problem
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from patchclamp.cli import options as o
-from patchclamp.cli.output import emit
+from patchclamp.cli.output import emit, table
 
 EXAMPLE = """Example:
 
@@ -29,6 +29,8 @@ def check(
     from patchclamp.models import check_model
 
     report = check_model(o.open_model(model, device, dtype, revision, trust_remote_code, check=False))
-    emit(report.to_dict(), as_json=as_json, shown=str(report))
+    rows = report.to_dict()["checks"]
+    shown = table(f"Checks of {report.model}", rows, {"status": "status", "name": "check", "said": "what was seen"})
+    emit(report.to_dict(), as_json=as_json, shown=shown)
     if not report.passed:
         raise typer.Exit(1)

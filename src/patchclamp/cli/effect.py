@@ -29,7 +29,9 @@ def effect(
     to: Annotated[str, typer.Option("--to", help="Value to clamp to: a number, or mean (needs --recording).")] = "0",
     scale: Annotated[float | None, typer.Option("--scale", help="Multiply the units instead of clamping them.")] = None,
     add: Annotated[float | None, typer.Option("--add", help="Add to the units instead of clamping them.")] = None,
-    scope: Annotated[str, typer.Option("--scope", help="Positions to change: prompt, generated (need --select) or all.")] = "all",
+    scope: Annotated[
+        str, typer.Option("--scope", help="Positions to change: prompt, generated (need --select) or all.")
+    ] = "all",
     recording: Annotated[Path | None, typer.Option("--recording", help="Recording that gives the means.")] = None,
     controls: Annotated[int, typer.Option("--controls", min=0, help="Matched-random sets to compare with.")] = 10,
     permutations: Annotated[

@@ -75,15 +75,13 @@ for module in (demo, record, find, effect, perplexity, edit, atlas, check, model
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the program; never returns normally (sys.exit). A bug keeps its traceback, an expected failure is one line."""
-    if not sys.stderr.isatty():  # no bars of transformers in a log, as there are none of ours
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = _warn
         app(args=arguments)
 
 
-def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     """A warning as one line: where in the source it was raised says nothing to who typed a command."""
     _say(f"warning: {message}")
 

@@ -134,10 +134,11 @@ def layer_numbers(listed: str | None) -> list[int] | None:
         return None
     numbers: list[int] = []
     for part in names(listed):
-        first, _, last = part.partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
+        first, separator, last = part.partition("-")
+        ends = (first, last if separator else first)
+        if not all(end.isdecimal() for end in ends) or int(ends[0]) > int(ends[1]):
             raise InputError(f"--layers {listed!r}: {part!r} is neither a layer nor a range; write for example 0-3,7")
-        numbers.extend(range(int(first), int(last or first) + 1))
+        numbers.extend(range(int(ends[0]), int(ends[1]) + 1))
     return numbers
 
 

@@ -69,6 +69,7 @@ class Corpus:
             raise InputError("no text was given; name at least one, as in corpus(en='en.txt')")
         self._sources = dict(sources)
         self._tallies: dict[str, Tally] = {}
+        self._same: list[set[str]] = []  # pairs of labels whose text is known to be the same
         self.max_documents = max_documents
         self.max_tokens = max_tokens
         for label in self._sources:  # an empty label must be known now, not hours into a recording
@@ -181,7 +182,8 @@ class Corpus:
             for document in itertools.islice(self.documents(label), self.max_tokens):
                 tally.add(document)
             self._tallies[label] = tally
-            warn_of_same_text({name: known.sha256 for name, known in self._tallies.items()})
+            unsaid = [name for name in self._tallies if {name, label} not in self._same]
+            warn_of_same_text({name: self._tallies[name].sha256 for name in unsaid})
         return self._tallies[label]
 
     def _warn_of_same_source(self) -> None:
@@ -191,6 +193,7 @@ class Corpus:
                 continue
             key = to_json(source.info)
             if key in seen:
+                self._same.append({seen[key], label})
                 warnings.warn(
                     f"labels {seen[key]!r} and {label!r} hold the same text ({source.info['path']})", stacklevel=3
                 )

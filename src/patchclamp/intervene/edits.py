@@ -27,7 +27,7 @@ from patchclamp.intervene.clamp import Target, intervention
 from patchclamp.intervene.columns import check_sites, fold_into_bias, projections, scale_columns
 from patchclamp.intervene.interventions import Intervention
 from patchclamp.intervene.targets import Coordinates, coordinates
-from patchclamp.models.load import LanguageModel, load
+from patchclamp.models.load import LanguageModel, load, quiet_on_small_screens
 from patchclamp.models.units import UnitSet, describe
 
 if TYPE_CHECKING:
@@ -159,7 +159,8 @@ class Edited:
 
     def _write(self, folder: Path) -> None:
         self.folder = None  # the card's check is of the live copy, not of an earlier save
-        self.model.hf.save_pretrained(folder)
+        with quiet_on_small_screens():
+            self.model.hf.save_pretrained(folder)
         if self.model.tokenizer is not None:
             self.model.tokenizer.save_pretrained(folder)
         card = self.card()
@@ -245,7 +246,8 @@ def _reloaded_logits(original: LanguageModel, folder: Path, ids: Tensor) -> Tens
     """Logits of a checkpoint as plain transformers loads it."""
     from transformers import AutoModelForCausalLM
 
-    hf: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=original.dtype)
+    with quiet_on_small_screens():
+        hf: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=original.dtype)
     hf.to(original.device).eval()
     with torch.inference_mode():
         logits: Tensor = hf(input_ids=ids.to(original.device), use_cache=False).logits

@@ -132,7 +132,7 @@ def _check(
     if scope != "all" and select.inside is None:
         raise InputError(
             f"scope={scope!r} on text needs to know what is generated: give documents with such a span and "
-            "select=Selection(inside='response')"
+            "select=Selection(inside='response') (--select response)"
         )
 
 

@@ -50,10 +50,12 @@ def rich_table(title: str, rows: Rows, columns: Sequence[str]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
         name = column in NAMES
-        table.add_column(column, justify="left" if name else "right", no_wrap=not name, overflow="fold" if name else "ellipsis")
+        table.add_column(
+            column, justify="left" if name else "right", no_wrap=not name, overflow="fold" if name else "ellipsis"
+        )
     for row in rows:
         table.add_row(*(Text(shown(row.get(column))) for column in columns))  # Text: labels are no markup
     return table

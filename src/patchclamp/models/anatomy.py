@@ -16,6 +16,7 @@ Sites of a layer:
 from __future__ import annotations
 
 import functools
+import functools
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -118,7 +119,7 @@ class Anatomy:
             raise InputError(f"layer {layer} has no site {site!r}; layers with it: {', '.join(have)}")
         return found
 
-    @property
+    @functools.cached_property
     def layouts(self) -> dict[str, Layout]:
         """Site -> Layout; `head` (one unit per attention head) stands beside `attn` where heads are known."""
         found = {

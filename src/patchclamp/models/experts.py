@@ -58,6 +58,7 @@ class _Products(TorchFunctionMode):
         self.tokens = (given.numel() // given.shape[-1], given.shape[-1])  # shape of what rows are taken from
         self.each = place.width // place.experts
         self.rows: Tensor | None = None
+        self.taken: Tensor | None = None  # the rows themselves, which may be put in another order
         self.used = 0  # rows that products in expert order have used up
         self.tags: dict[int, tuple[Tensor, Any]] = {}  # copies of slices: id -> (the copy, kept alive; its experts)
         self.seen = False
@@ -94,18 +95,20 @@ class _Products(TorchFunctionMode):
             return
         if name == "repeat_interleave" and isinstance(index, int):
             if source.shape == self.tokens:
-                self._take(torch.arange(source.shape[0], device=source.device).repeat_interleave(index))
+                self._take(torch.arange(source.shape[0], device=source.device).repeat_interleave(index), out)
             return
         index = args[2] if name == "index_select" else index
         if not isinstance(index, Tensor) or index.is_floating_point() or index.dtype == torch.bool:
             return
         if index.dim() <= 1 and self._experts_of(source) == "all":
             self.tags[id(out)] = (out, int(index) if index.dim() == 0 else index)
+        elif index.dim() == 1 and source is self.taken and self.rows is not None:
+            self._take(self.rows[index], out)
         elif index.dim() == 1 and source.shape == self.tokens and not isinstance(source, nn.Parameter):
-            self._take(index)
+            self._take(index, out)
 
-    def _take(self, rows: Tensor) -> None:
-        self.rows, self.used = rows, 0
+    def _take(self, rows: Tensor, taken: Tensor) -> None:
+        self.rows, self.taken, self.used = rows, taken, 0
 
     def _experts_of(self, tensor: Any) -> Any:
         """None, an expert's number, "all", or the expert of each row: what a tensor holds of the down projection."""

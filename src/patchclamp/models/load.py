@@ -284,7 +284,7 @@ def _from_disk(
     where = _located(name)
     wanted = _dtype("float32" if name == "demo" and dtype is None else dtype) or "auto"
     try:
-        with _quiet_on_small_screens():
+        with quiet_on_small_screens():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 where,
                 dtype=wanted,
@@ -310,8 +310,8 @@ def _from_disk(
 
 
 @contextlib.contextmanager
-def _quiet_on_small_screens() -> Iterator[None]:
-    """No bar for loading weights where nobody watches one."""
+def quiet_on_small_screens() -> Iterator[None]:
+    """No bars for loading and saving weights where nobody watches them."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -119,7 +119,10 @@ def _work(shard: Shard) -> States:
 def _model_folder(model: LanguageModel) -> Iterator[str]:
     """A checkpoint of the model for other processes of this machine."""
     with tempfile.TemporaryDirectory(prefix="patchclamp-") as folder:
-        model.hf.save_pretrained(folder)
+        from patchclamp.models.load import quiet_on_small_screens
+
+        with quiet_on_small_screens():
+            model.hf.save_pretrained(folder)
         if model.tokenizer is not None and hasattr(model.tokenizer, "save_pretrained"):
             model.tokenizer.save_pretrained(folder)
         yield folder

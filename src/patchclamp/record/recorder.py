@@ -172,6 +172,19 @@ class _Kept:
         }
         return Recording(self.manifest, held=held)
 
+    def discarded(self, problem: Error) -> bool:
+        """Remove a folder without a single token in it that can't be gone on with: other arguments are needed."""
+        if self.folder is None or not isinstance(problem, InputError):
+            return False
+        if any(entry["tokens"] for entry in self.manifest["shards"]):
+            return False
+        for entry in self.manifest["shards"]:
+            (self.folder / entry["file"]).unlink(missing_ok=True)
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not ours alone
+            self.folder.rmdir()
+        return True
+
     @property
     def labels(self) -> list[str]:
         return list(self.manifest["declared"])
@@ -372,7 +385,7 @@ def _explained(kept: _Kept) -> Iterator[None]:
     except KeyboardInterrupt as problem:
         raise Interrupted(f"interrupted; {_advice(kept)}") from problem
     except Error as problem:
-        if kept.folder is None or isinstance(problem, MismatchError):
+        if kept.folder is None or isinstance(problem, MismatchError) or kept.discarded(problem):
             raise
         problem.args = (f"{problem}; {_advice(kept)}",)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -202,13 +203,15 @@ def next_commands(study: LanguageNeurons) -> list[str]:
     """Commands that go on from here, with this run's own files."""
     atlas, sets = study.files["atlas"], study.files["sets"]
     top = next((units.top(1).names()[0] for units in study.finding.sets.values() if len(units)), "mlp.0.0")
-    label = study.finding.labels[-1]
-    return [
-        f"  patchclamp atlas query {atlas} --unit {top}",
-        f'  patchclamp atlas query {atlas} "SELECT * FROM labels"',
-        f"  patchclamp edit demo {sets} --set {label} --mode ablate --out no-{label}/",
-        f"  patchclamp replay {sets}",
+    label = next((name for name, units in reversed(study.finding.sets.items()) if len(units)), study.finding.labels[-1])
+    model = study.recording.model["source"] or "MODEL"
+    commands = [
+        ["atlas", "query", atlas, "--unit", top],
+        ["atlas", "query", atlas, "SELECT * FROM labels"],
+        ["edit", model, sets, "--set", label, "--mode", "ablate", "--out", f"without-{label}"],
+        ["replay", study.files["effects"]],
     ]
+    return ["  patchclamp " + shlex.join(map(str, command)) for command in commands]
 
 
 def _multiple(row: dict[str, Any]) -> str:

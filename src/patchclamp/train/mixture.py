@@ -39,8 +39,10 @@ STAGES = (
               "binding": 0.09}),
     Stage(10, {"facts": 0.07, "culture": 0.03, "arithmetic": 0.19, "code": 0.03, "dates": 0.09, "manners": 0.03,
               "binding": 0.12}, answer_weight=6.0),
-    Stage(13, {"facts": 0.06, "culture": 0.03, "arithmetic": 0.21, "code": 0.02, "dates": 0.09, "manners": 0.03,
+    Stage(15, {"facts": 0.06, "culture": 0.03, "arithmetic": 0.21, "code": 0.02, "dates": 0.09, "manners": 0.03,
               "binding": 0.12}, answer_weight=6.0),
+    Stage(17, {"facts": 0.05, "culture": 0.03, "arithmetic": 0.16, "code": 0.02, "dates": 0.09, "manners": 0.03,
+              "binding": 0.18}, answer_weight=6.0),
 )  # fmt: skip
 BLOCK_TOKENS = 500_000
 VERSES_PER_PASSAGE = 5

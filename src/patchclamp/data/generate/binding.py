@@ -19,7 +19,7 @@ from patchclamp.data.generate.items import (
 )
 
 SPLITS = ("train", "heldout")
-KINDS = {"ioi": 1, "colors": 2}  # how often each is drawn: colours are harder
+KINDS = {"ioi": 1, "colors": 4}  # how often each is drawn: colours are harder
 HELD_OUT_SHARE = 0.12
 NAMES = (
     "Mary",

@@ -76,19 +76,15 @@ class Firing(Statistic):
             sums.addmm_(where.one_hot(self.folds, values.device), fires)
         else:
             ones = self._ones(len(fires), torch.float32, values.device)
-            for (
-                fold,
-                start,
-                stop,
-            ) in runs:  # sums over rows as products with a vector of ones: the fastest reduction there is
+            # sums over rows as products with a vector of ones: the fastest reduction there is
+            for fold, start, stop in runs:
                 sums[fold].addmv_(fires[start:stop].t(), ones[: stop - start])
         self._route(layer, offset, where)
 
     def _flush(self) -> None:
         for (layer, offset), sums in self._sums.items():
-            self.counts[:, self._flat(layer, offset, sums.shape[1])] += (
-                sums.to("cpu", torch.float64).numpy().astype(np.int64)
-            )
+            counted = sums.to("cpu", torch.float64).numpy().astype(np.int64)
+            self.counts[:, self._flat(layer, offset, sums.shape[1])] += counted
             sums.zero_()
 
     def close(self, documents: range | None = None) -> None:
