@@ -16,7 +16,6 @@ Sites of a layer:
 from __future__ import annotations
 
 import functools
-import functools
 from dataclasses import dataclass, field, replace
 from typing import Any
 

@@ -43,6 +43,8 @@ STAGES = (
               "binding": 0.12}, answer_weight=6.0),
     Stage(17, {"facts": 0.05, "culture": 0.03, "arithmetic": 0.16, "code": 0.02, "dates": 0.09, "manners": 0.03,
               "binding": 0.18}, answer_weight=6.0),
+    Stage(24, {"facts": 0.05, "culture": 0.03, "arithmetic": 0.06, "code": 0.02, "dates": 0.06, "manners": 0.02,
+              "binding": 0.32}, answer_weight=6.0),
 )  # fmt: skip
 BLOCK_TOKENS = 500_000
 VERSES_PER_PASSAGE = 5

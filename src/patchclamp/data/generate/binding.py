@@ -62,6 +62,7 @@ SCENES = (
     "On the table there is {items}. What color is the {x}? Answer:",
     "Question: On the table, I see {items}. What color is the {x}? Answer:",
     "In the room there is {items}. The color of the {x} is",
+    "There is {items}. The {x} is",
 )
 
 
@@ -116,14 +117,15 @@ def _ioi(split: str, rng: random.Random) -> Item | None:
 
 
 def _colors(split: str, rng: random.Random) -> Item | None:
-    objects, colors = rng.sample(OBJECTS, 3), rng.sample(COLORS, 3)
-    asked = rng.randrange(3)
+    n = rng.choice((2, 3))
+    objects, colors = rng.sample(OBJECTS, n), rng.sample(COLORS, n)
+    asked = rng.randrange(n)
     # whole scenes are held out: a held-out pair of object and colour would teach that it is never the answer
     if is_held_out(HELD_OUT_SHARE, "colors", *objects, *colors, asked) != (split == "heldout"):
         return None
     number = rng.randrange(len(SCENES))
     parts = [f"{_article(color)} {color} {thing}" for color, thing in zip(colors, objects, strict=True)]
-    prompt = SCENES[number].format(items=f"{parts[0]}, {parts[1]} and {parts[2]}", x=objects[asked])
+    prompt = SCENES[number].format(items=", ".join(parts[:-1]) + " and " + parts[-1], x=objects[asked])
     labels = {
         "skill": "binding",
         "kind": "colors",
