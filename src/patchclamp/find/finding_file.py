@@ -22,7 +22,7 @@ from patchclamp.core.files import atomic_write, read_json, sha256_file
 from patchclamp.models.units import SETS_FORMAT, Layout, UnitSet, layouts_of, save_sets
 
 if TYPE_CHECKING:
-    from patchclamp.find.finding import Finding
+    from patchclamp.find.finding_fields import FindingFields
 
 SCORES_FORMAT = "patchclamp.scores/1"
 SCORES_SUFFIX = ".scores.safetensors"
@@ -30,7 +30,7 @@ ARRAYS = ("scores", "unit_score", "member", "p_values")
 _RUN = re.compile(r"(\d*)([a-z])")
 
 
-def write(finding: Finding, path: str | os.PathLike[str], *, scores: bool) -> Path:
+def write(finding: FindingFields, path: str | os.PathLike[str], *, scores: bool) -> Path:
     """Write the scores file, then the JSON file that names it. Each is written whole or not at all."""
     target = Path(path)
     named = _write_scores(finding, target) if scores and finding.scores is not None else None
@@ -98,7 +98,7 @@ def _fields(source: Path, data: Mapping[str, Any]) -> dict[str, Any]:
     return fields | {"scores": None, "kept_scores": None if "scores" in arrays else kept} | arrays
 
 
-def _write_scores(finding: Finding, target: Path) -> dict[str, str]:
+def _write_scores(finding: FindingFields, target: Path) -> dict[str, str]:
     from safetensors.numpy import save_file
 
     arrays = {

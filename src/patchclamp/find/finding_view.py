@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from patchclamp.models.units import describe
 
 if TYPE_CHECKING:
-    from patchclamp.find.finding import Finding
+    from patchclamp.find.finding_fields import FindingFields
 
 DRAWN = ("specific", "related", "general")
 COLOURS = {"specific": "#c2410c", "related": "#f59e0b", "general": "#1d4ed8"}
 STAGE_COLOURS = ("#fef3c7", "#e0f2fe", "#fce7f3", "#e7e5e4")
 
 
-def line(finding: Finding) -> str:
+def line(finding: FindingFields) -> str:
     """One line: method, how many units of what, how many for each label."""
     sizes = ", ".join(f"{label} {count}" for label, count in _sizes(finding).items())
     return (
@@ -27,7 +27,7 @@ def line(finding: Finding) -> str:
     )
 
 
-def summary(finding: Finding) -> dict[str, Any]:
+def summary(finding: FindingFields) -> dict[str, Any]:
     """The result in plain data, without the units."""
     return {
         "method": finding.method,
@@ -44,7 +44,7 @@ def summary(finding: Finding) -> dict[str, Any]:
     }
 
 
-def rows(finding: Finding) -> list[dict[str, Any]]:
+def rows(finding: FindingFields) -> list[dict[str, Any]]:
     """One row per label: units in its set, of which class, and how many chance names."""
     listed = []
     for at, label in enumerate(finding.labels):
@@ -58,7 +58,7 @@ def rows(finding: Finding) -> list[dict[str, Any]]:
     return listed
 
 
-def table(finding: Finding) -> Any:
+def table(finding: FindingFields) -> Any:
     """A rich table of `rows`, the class counts and the notes below it."""
     from rich.console import Group
     from rich.table import Table
@@ -74,7 +74,7 @@ def table(finding: Finding) -> Any:
     return Group(Text(title, style="bold"), drawn, *[Text(text) for text in _remarks(finding)])
 
 
-def chart(finding: Finding) -> Any:
+def chart(finding: FindingFields) -> Any:
     """Altair chart, layers across: one panel of specific and related units, one of general ones; stages behind."""
     import altair as alt
 
@@ -85,7 +85,7 @@ def chart(finding: Finding) -> Any:
     return alt.vconcat(*drawn).properties(title=f"{finding.site} units per layer ({finding.method})")
 
 
-def html(finding: Finding) -> str:
+def html(finding: FindingFields) -> str:
     """Table and chart as HTML with inline SVG; labels and names are escaped, nothing is fetched."""
     import vl_convert
 
@@ -102,7 +102,7 @@ def html(finding: Finding) -> str:
     )
 
 
-def _panel(finding: Finding, per_layer: Mapping[str, NDArray[Any]], names: list[str], panel: list[str]) -> Any:
+def _panel(finding: FindingFields, per_layer: Mapping[str, NDArray[Any]], names: list[str], panel: list[str]) -> Any:
     """Stacked bars of some of the `names` per layer; the first panel carries the legend of all."""
     import altair as alt
 
@@ -130,7 +130,7 @@ def _panel(finding: Finding, per_layer: Mapping[str, NDArray[Any]], names: list[
     return layered.resolve_scale(color="independent")
 
 
-def _stage_bands(finding: Finding, *, legend: bool) -> list[Any]:
+def _stage_bands(finding: FindingFields, *, legend: bool) -> list[Any]:
     """One coloured band behind the layers of each stage, named in its tooltip; none where layers were not divided."""
     import altair as alt
 
@@ -147,7 +147,7 @@ def _stage_bands(finding: Finding, *, legend: bool) -> list[Any]:
     return [bands.encode(x="layer:O", color=shown, tooltip=["layer:O", "stage:N"])]
 
 
-def _remarks(finding: Finding) -> list[str]:
+def _remarks(finding: FindingFields) -> list[str]:
     remarks = []
     counts = finding.class_counts()
     if counts:
@@ -163,7 +163,7 @@ def _remarks(finding: Finding) -> list[str]:
     return remarks + [f"note: {text}" for text in finding.notes]
 
 
-def _sizes(finding: Finding) -> dict[str, int]:
+def _sizes(finding: FindingFields) -> dict[str, int]:
     return dict(zip(finding.labels, finding.chosen.sum(axis=1).tolist(), strict=True))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchclamp.core.errors import InputError
-from patchclamp.intervene.interventions import Intervention
 from patchclamp.intervene.targets import Coordinates, Direction, coordinates
 from patchclamp.models.hooks import Seen, Step, Tap, change
+from patchclamp.models.units import UnitSet
 
 if TYPE_CHECKING:
     from patchclamp.models.load import LanguageModel
@@ -26,8 +26,26 @@ if TYPE_CHECKING:
 Change = Callable[[Seen], Tensor]
 
 
+class Item(Protocol):
+    """One change as data: an `Intervention`."""
+
+    @property
+    def target(self) -> UnitSet | Direction: ...
+    @property
+    def operation(self) -> str: ...
+    @property
+    def value(self) -> float | NDArray[np.float64] | None: ...
+    @property
+    def scope(self) -> str: ...
+    @property
+    def mask(self) -> NDArray[np.bool_] | Callable[[Any], Any] | None: ...
+    @property
+    def seed(self) -> int | None: ...
+    def check_model(self, model: Any) -> None: ...
+
+
 @contextlib.contextmanager
-def applied(items: Iterable[Intervention], model: LanguageModel) -> Iterator[None]:
+def applied(items: Iterable[Item], model: LanguageModel) -> Iterator[None]:
     """Run the model with all interventions, each seeing what the ones before it left; undone on any exception."""
     with Prepared(items, model).applied():
         yield
@@ -36,7 +54,7 @@ def applied(items: Iterable[Intervention], model: LanguageModel) -> Iterator[Non
 class Prepared:
     """Interventions made ready for one model once, to be applied many times (index tensors are kept)."""
 
-    def __init__(self, items: Iterable[Intervention], model: LanguageModel) -> None:
+    def __init__(self, items: Iterable[Item], model: LanguageModel) -> None:
         self.model = model
         self.changes: list[tuple[Tap, Change]] = []
         for item in items:
@@ -52,7 +70,7 @@ class Prepared:
             yield
 
 
-def compiled(item: Intervention) -> list[tuple[Tap, Change]]:
+def compiled(item: Item) -> list[tuple[Tap, Change]]:
     """The functions that carry out one intervention, tap by tap; they can be used for any number of forward passes."""
     where = _Where(item)
     if isinstance(item.target, Direction):
@@ -64,7 +82,7 @@ def compiled(item: Intervention) -> list[tuple[Tap, Change]]:
 class _Where:
     """Which rows of a forward step an intervention touches; worked out once per step, not once per layer."""
 
-    def __init__(self, item: Intervention) -> None:
+    def __init__(self, item: Item) -> None:
         self.scope, self.mask, self.shuffle = item.scope, item.mask, item.operation == "shuffle"
         self.seed = int(item.seed or 0)
         self._step: Step | None = None
@@ -124,7 +142,7 @@ class _Where:
 class _UnitChange:
     """New values of some coordinates of one tap."""
 
-    def __init__(self, item: Intervention, part: Coordinates, where: _Where) -> None:
+    def __init__(self, item: Item, part: Coordinates, where: _Where) -> None:
         self.operation, self.where, self.inner = item.operation, where, part.inner
         self.value: float | NDArray[np.float64] | None
         if isinstance(item.value, np.ndarray):
@@ -177,7 +195,7 @@ class _UnitChange:
 class _DirectionChange:
     """New values of a whole tap: the component along a vector replaced. Worked out in float32 at least."""
 
-    def __init__(self, item: Intervention, vector: NDArray[np.float64], where: _Where) -> None:
+    def __init__(self, item: Item, vector: NDArray[np.float64], where: _Where) -> None:
         self.operation, self.where, self.vector = item.operation, where, vector
         self.value = 0.0 if item.value is None else float(np.asarray(item.value).reshape(-1)[0])
         self._ready: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from patchclamp.record.recording import Recording
+from patchclamp.models.units import Layout
+
+
+class Recorded(Protocol):
+    """A `Recording`, as far as it is shown."""
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+    @property
+    def sites(self) -> tuple[str, ...]: ...
+    @property
+    def statistics(self) -> tuple[str, ...]: ...
+    @property
+    def layouts(self) -> dict[str, Layout]: ...
+    def layers(self, site: str = "mlp") -> tuple[int, ...]: ...
+    def tokens(self, label: str) -> int: ...
+    def documents(self, label: str) -> int: ...
+    def get(self, statistic: str, label: str, site: str = "mlp") -> Any: ...
+
 
 COLUMNS = ("label", "documents", "tokens", "site", "units", "firing rate", "never fire")
 
 
-def summary_rows(recording: Recording) -> list[tuple[str, ...]]:
+def summary_rows(recording: Recorded) -> list[tuple[str, ...]]:
     """One row per label and site: documents, tokens, units, mean firing rate and the share of units that never fire."""
     rows: list[tuple[str, ...]] = []
     for label in recording.labels:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -12,14 +13,31 @@ from patchclamp.studies.page import Page, Section, Table
 
 if TYPE_CHECKING:
     from patchclamp.atlas.page import UnitPage
+    from patchclamp.find import Finding
+    from patchclamp.measure import Effects
     from patchclamp.models import LanguageModel
-    from patchclamp.studies.language_neurons import LanguageNeurons
+    from patchclamp.record import Recording
 
 BARS = " ▁▂▃▄▅▆▇█"
 COLOURS = ("#0f766e", "#c2410c", "#1d4ed8", "#a21caf", "#4d7c0f", "#b91c1c", "#0369a1", "#7c3aed", "#a16207", "#57534e")
 
 
-def terminal(study: LanguageNeurons) -> Iterator[Any]:
+class Study(Protocol):
+    """What the study made, as far as it is shown: `LanguageNeurons`."""
+
+    @property
+    def recording(self) -> Recording: ...
+    @property
+    def finding(self) -> Finding: ...
+    @property
+    def effects(self) -> Effects: ...
+    @property
+    def files(self) -> dict[str, Path]: ...
+    @property
+    def seconds(self) -> float: ...
+
+
+def terminal(study: Study) -> Iterator[Any]:
     """Tables and bars for a terminal: the sets, where they sit, what clamping does, what to try next."""
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -77,7 +95,7 @@ def terminal(study: LanguageNeurons) -> Iterator[Any]:
     )
 
 
-def page(study: LanguageNeurons, model: LanguageModel) -> Page:
+def page(study: Study, model: LanguageModel) -> Page:
     """The HTML page: sets, places, effects, examples, how it was done."""
     finding, effects = study.finding, study.effects
     labels = ", ".join(finding.labels)
@@ -138,7 +156,7 @@ EXAMPLES_TEXT = (
 ALL_COLUMNS = ("set", "text", "plain", "clamped", "effect", "low", "high", "control_mean", "control_sd", "p", "p_holm")
 
 
-def set_rows(study: LanguageNeurons) -> list[dict[str, Any]]:
+def set_rows(study: Study) -> list[dict[str, Any]]:
     """The finding's row of every label, with its units per layer as a string of bars."""
     rows = []
     for row in study.finding.summary()["sets"]:
@@ -153,7 +171,7 @@ def bars(counts: Any) -> str:
     return "".join(BARS[-(-int(count) * (len(BARS) - 1) // highest)] for count in counts)
 
 
-def own_rows(study: LanguageNeurons) -> list[dict[str, Any]]:
+def own_rows(study: Study) -> list[dict[str, Any]]:
     """The effects of every set on the text of its own label, intervals and controls as text."""
     rows = []
     for name in study.effects.sets:
@@ -172,7 +190,7 @@ def p_text(p: float | None) -> str:
     return "–" if p is None else f"{p:.4f}" if p >= 1e-4 else "<0.0001"
 
 
-def null_sentence(study: LanguageNeurons) -> str:
+def null_sentence(study: Study) -> str:
     """What the shuffled labels named, in a sentence."""
     classes, null = study.finding.class_counts(), study.finding.null.get("classes", {})
     parts = []
@@ -184,7 +202,7 @@ def null_sentence(study: LanguageNeurons) -> str:
     )
 
 
-def stage_sentences(study: LanguageNeurons) -> list[str]:
+def stage_sentences(study: Study) -> list[str]:
     """The layers of each stage that the finder saw."""
     stages = study.finding.details.get("stages") or {}
     named = [f"{name}: {_span(span)}" for name, span in stages.get("layers", {}).items()]
@@ -199,7 +217,7 @@ def _span(span: Any) -> str:
     return f"layer {first}" if first == last else f"layers {first} to {last}"
 
 
-def next_commands(study: LanguageNeurons) -> list[str]:
+def next_commands(study: Study) -> list[str]:
     """Commands that go on from here, with this run's own files."""
     atlas, sets = study.files["atlas"], study.files["sets"]
     top = next((units.top(1).names()[0] for units in study.finding.sets.values() if len(units)), "mlp.0.0")
@@ -219,7 +237,7 @@ def _multiple(row: dict[str, Any]) -> str:
     return shown if row["control_mean"] is None else f"{shown} ({1 + row['control_mean'] / row['plain']:.2f})"
 
 
-def layer_chart(study: LanguageNeurons) -> Any:
+def layer_chart(study: Study) -> Any:
     """Altair: units of each label's set per layer."""
     import altair as alt
 
@@ -241,7 +259,7 @@ def layer_chart(study: LanguageNeurons) -> Any:
     )
 
 
-def matrix_chart(study: LanguageNeurons) -> Any:
+def matrix_chart(study: Study) -> Any:
     """Altair: change of log-loss per token for every clamped set and text, nats."""
     import altair as alt
 
@@ -268,7 +286,7 @@ def matrix_chart(study: LanguageNeurons) -> Any:
     )
 
 
-def example_tables(study: LanguageNeurons, per_label: int = 3) -> list[Table]:
+def example_tables(study: Study, per_label: int = 3) -> list[Table]:
     """The best units of each label with the passage where each fired most, from the atlas."""
     from patchclamp.atlas import Atlas
 
@@ -290,7 +308,7 @@ def _passage(unit: UnitPage, label: str) -> str:
     return ""
 
 
-def facts(study: LanguageNeurons, model: LanguageModel) -> dict[str, str]:
+def facts(study: Study, model: LanguageModel) -> dict[str, str]:
     """What identifies this run."""
     source = study.effects.provenance
     shown = {key: value for key, value in study.finding.parameters.items() if not isinstance(value, dict | list)}
