@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import gc
 import json
 import os
@@ -266,12 +267,13 @@ def add_transformer_lens(
     def run_with_hooks() -> HandSums:
         kept = HandSums(options.layers, 4 * options.width)
 
-        def see(values: torch.Tensor, hook: Any) -> None:
-            kept.add(names[hook.name], values)
+        def see(values: torch.Tensor, hook: Any, layer: int) -> None:
+            kept.add(layer, values)
 
+        hooks = [(name, functools.partial(see, layer=layer)) for name, layer in names.items()]
         with torch.inference_mode():
             for ids in batches:
-                bridge.run_with_hooks(ids, return_type=None, fwd_hooks=[(name, see) for name in names])
+                bridge.run_with_hooks(ids, return_type=None, fwd_hooks=hooks)
         return kept
 
     found["TransformerLens run_with_hooks"] = run_with_hooks

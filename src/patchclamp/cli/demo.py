@@ -24,10 +24,10 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for demo.html, demo.atlas.duckdb and the rest.")] = Path(
         "."
     ),
-    controls: Annotated[int, typer.Option("--controls", min=0, help="Matched-random sets to compare with.")] = 8,
+    controls: Annotated[int, typer.Option("--controls", min=0, help="Matched-random sets to compare with.")] = 10,
     documents: Annotated[
         int, typer.Option("--documents", min=2, max=40, help="Documents per language to measure effects on.")
-    ] = 16,
+    ] = 24,
     rate: Annotated[float, typer.Option("--rate", help="Share of neurons to select.")] = 0.1,
     seed: o.Seed = 0,
     as_json: o.AsJson = False,

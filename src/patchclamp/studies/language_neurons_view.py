@@ -55,14 +55,14 @@ def terminal(study: Study) -> Iterator[Any]:
         title="Perplexity with a label's neurons clamped to 0, as a multiple of the plain one",
         title_justify="left",
         title_style="bold",
-        caption="bold: the label's own text; in brackets: the mean of the matched-random sets",
+        caption="(plain): perplexity. Bold: the label's own text. In brackets: the mean of the matched-random sets.",
         caption_justify="left",
     )
     matrix.add_column("clamped")
     for text in study.effects.texts:
         matrix.add_column(text, justify="right")
     plain = [f"{study.effects.row(study.effects.sets[0], text)['plain']:.1f}" for text in study.effects.texts]
-    matrix.add_row("none (perplexity)", *plain, style="dim")
+    matrix.add_row("(plain)", *plain, style="dim")
     for name in study.effects.sets:
         cells = []
         for text in study.effects.texts:
@@ -75,19 +75,12 @@ def terminal(study: Study) -> Iterator[Any]:
     yield matrix
 
     own = RichTable(title="Each label's neurons on its own text", title_justify="left", title_style="bold")
-    headings = ("label", "neurons", "plain", "clamped", "effect", "95% interval", "random sets", "p (Holm)")
-    for heading in headings:
-        own.add_column(heading, justify="left" if heading == "label" else "right")
+    for heading in ("label", "plain", "clamped", "effect [95% interval]", "random sets", "p (Holm)"):
+        own.add_column(heading, justify="left" if heading == "label" else "right", no_wrap=True)
     for row in own_rows(study):
+        effect = f"{short(row['effect'])} {row['interval']}"
         own.add_row(
-            row["set"],
-            f"{row['n_units']:,}",
-            f"{row['plain']:.2f}",
-            f"{row['clamped']:.2f}",
-            f"{row['effect']:+.2f}",
-            row["interval"],
-            row["random"],
-            p_text(row["p_holm"]),
+            row["set"], f"{row['plain']:.1f}", f"{row['clamped']:.1f}", effect, row["random"], p_text(row["p_holm"])
         )
     yield own
     yield Text(
@@ -176,13 +169,18 @@ def own_rows(study: Study) -> list[dict[str, Any]]:
     rows = []
     for name in study.effects.sets:
         row = dict(study.effects.row(name, name))
-        row["interval"] = "–" if row["low"] is None else f"{row['low']:+.2f} to {row['high']:+.2f}"
+        row["interval"] = "–" if row["low"] is None else f"[{short(row['low'])}, {short(row['high'])}]"
         row["random"] = "–"
         if row["control_mean"] is not None:
-            row["random"] = f"{row['control_mean']:+.2f}"
-            row["random"] += "" if row["control_sd"] is None else f" ± {row['control_sd']:.2f}"
+            row["random"] = short(row["control_mean"])
+            row["random"] += "" if row["control_sd"] is None else f" ± {short(row['control_sd']).lstrip('+')}"
         rows.append(row)
     return rows
+
+
+def short(value: float) -> str:
+    """A signed difference of perplexities with about three digits."""
+    return f"{value:+,.0f}" if abs(value) >= 100 else f"{value:+.1f}"
 
 
 def p_text(p: float | None) -> str:
