@@ -141,7 +141,7 @@ def test_the_terminal_shows_the_same_in_80_columns(made: Made) -> None:
     console.print(study)
     shown = console.export_text()
     for row in view.own_rows(study):
-        assert f"{row['effect']:+.2f}" in shown
+        assert view.short(row["effect"]) in shown
     assert "patchclamp replay" in shown
     assert "patchclamp edit" in shown
     assert "…" not in shown.partition("Done in")[0]
