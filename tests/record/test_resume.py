@@ -160,6 +160,14 @@ def test_a_full_disk_keeps_finished_shards_and_says_how_to_go_on(run, finished, 
     assert contents(folder) == contents(finished)
 
 
+def test_what_a_killed_process_left_half_written_is_removed(run, finished):
+    before = contents(finished)
+    for name in (".shard-0-00003.safetensors.part", ".tmpY5Nesj"):  # ours, and the one safetensors writes first
+        (finished / name).write_bytes(b"half")
+    run(finished, resume=True)
+    assert contents(finished) == before
+
+
 def test_resuming_a_finished_recording_changes_nothing(run, finished):
     before = contents(finished)
     run(finished, resume=True)

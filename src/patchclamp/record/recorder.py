@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -315,23 +316,23 @@ def _begin(model: LanguageModel, text: Corpus, arguments: dict[str, Any], folder
     manifest = manifest_of(identity, arguments, declared, made)
     if folder is None:
         return _Kept(manifest, job, model, None)
-    if folder.exists() and (resume and list(_visible(folder))):
-        manifest = _resumed(folder, manifest)
+    if folder.exists() and resume:
+        leftovers = _half_written(folder)
+        if len(leftovers) < len(list(folder.iterdir())):
+            manifest = _resumed(folder, manifest)
+        for path in leftovers:
+            path.unlink()
     elif not folder.exists():
         new_folder(folder)
     write_json(folder / MANIFEST, manifest)
     return _Kept(manifest, job, model, folder)
 
 
-def _visible(folder: Path) -> Iterator[Path]:
-    """Files of a folder but for what a killed process left half-written, which is removed."""
+def _half_written(folder: Path) -> list[Path]:
+    """What a killed process left: files of ours that were not renamed yet, and the ones that safetensors writes first."""
     if not folder.is_dir():
         raise InputError(f"{folder} is a file; out= names a folder")
-    for path in folder.iterdir():
-        if path.name.startswith(".") and path.name.endswith(".part"):
-            path.unlink()
-        else:
-            yield path
+    return [path for path in folder.iterdir() if re.fullmatch(r"\..+\.part|\.tmp\w{6}", path.name)]
 
 
 def _resumed(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
