@@ -20,6 +20,7 @@ TEST_SPLITS = {
     "dates": ("heldout",),
     "manners": ("heldout",),
     "binding": ("heldout",),
+    "sentences": ("heldout",),
 }
 EVERY = sorted(GENERATORS)
 

@@ -9,7 +9,7 @@ from itertools import islice
 import pytest
 
 from patchclamp.core.errors import InputError
-from patchclamp.data.generate import arithmetic, binding, code, dates, manners
+from patchclamp.data.generate import arithmetic, binding, code, dates, manners, sentences
 from patchclamp.data.generate.dates import MONTHS, WEEKDAYS
 from patchclamp.data.generate.manners import WORDS
 
@@ -108,6 +108,38 @@ def test_the_colour_asked_for_stands_before_its_object() -> None:
     for item in binding(kinds=["colors"], count=500):
         assert f"{item.answer.strip()} {item.labels['object']}" in item.prompt
         assert all(color.strip() in item.prompt for color in item.choices)
+
+
+def test_a_scene_asked_about_twice_never_tells_a_held_out_answer() -> None:
+    asked = {item.prompt: item.answer for item in binding(9, "heldout", kinds=["colors"], count=3000)}
+    for item in binding(kinds=["colors"], count=20_000):
+        assert not any(item.prompt[:end] in asked for end in range(1, len(item.prompt) + 1))
+
+
+def test_the_partner_asked_for_stood_beside_its_word() -> None:
+    for item in binding(kinds=["pairs"], count=500):
+        shown, _, asked = item.prompt.partition(":")
+        key, value = asked.split(" ")[-1], item.answer.strip()
+        pair = f"{value} {key}" if item.labels["template"] == "1" else f"{key} {value}"
+        assert pair in shown.split(", ")
+
+
+def test_a_repeated_list_is_the_list() -> None:
+    for item in binding(kinds=["repeat"], count=200):
+        assert item.answer == " " + item.prompt.removesuffix(":")
+
+
+def test_sentences_are_four_tagged_units_and_the_wrong_endings_never_occur() -> None:
+    endings: dict[tuple[str, str], set[str]] = {}
+    items = list(sentences(count=4000))
+    for item in items:
+        units, tags = item.labels["units"].split("|"), item.labels["tags"].split("|")
+        assert len(units) == len(tags) == 4
+        assert item.prompt + item.answer == ("" if item.labels["language"] in ("zh", "ja") else " ").join(units)
+        endings.setdefault((item.labels["language"], units[2]), set()).add(item.answer)
+    for item in items:
+        key = (item.labels["language"], item.labels["units"].split("|")[2])
+        assert not endings[key] & (set(item.choices) - {item.answer})
 
 
 def test_replies_have_the_announced_tone() -> None:

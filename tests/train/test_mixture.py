@@ -36,8 +36,14 @@ def test_shares_add_up_to_one_in_every_stage() -> None:
         assert sum(stage.shares.values()) + TEXT_SHARE == pytest.approx(1.0)
 
 
-def test_answers_weigh_more_from_the_second_stage_on(mixture: Mixture, tokenizer: Any) -> None:
-    assert set(mixture.block(STAGES[1].first_block - 1)[1].ravel().tolist()) == {1.0}
+def test_only_the_kinds_of_the_stage_are_drawn(mixture: Mixture, tokenizer: Any) -> None:
+    early, late = (tokenizer.decode(mixture.block(stage.first_block)[0].ravel()) for stage in STAGES[:2])
+    assert "What color is the" not in early
+    assert "What color is the" in late
+
+
+def test_answers_weigh_what_the_stage_says(mixture: Mixture, tokenizer: Any) -> None:
+    assert set(mixture.block(0)[1].ravel().tolist()) == {1.0, STAGES[0].answer_weight}
     rows, weights = mixture.block(STAGES[1].first_block)
     assert set(weights.ravel().tolist()) == {1.0, STAGES[1].answer_weight}
     stream, heavy = rows.ravel(), weights.ravel() > 1

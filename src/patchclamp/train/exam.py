@@ -28,10 +28,12 @@ SPLITS = {
     "dates": ("train", "heldout"),
     "manners": ("train", "heldout"),
     "binding": ("train", "heldout"),
+    "sentences": ("train", "heldout"),
 }
 GROUP_BY = {
     "facts": ("language", "relation"), "culture": ("language", "relation"), "arithmetic": ("operation",), "code": (),
     "dates": ("kind",), "manners": ("language", "tone"), "binding": ("kind",),
+    "sentences": ("language",),
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from patchclamp.data.generate.dates import dates
 from patchclamp.data.generate.facts import facts
 from patchclamp.data.generate.items import LANGUAGES, Item
 from patchclamp.data.generate.manners import manners
+from patchclamp.data.generate.sentences import sentences
 
 GENERATORS: dict[str, Callable[..., Iterator[Item]]] = {
     "facts": facts,
@@ -24,6 +25,7 @@ GENERATORS: dict[str, Callable[..., Iterator[Item]]] = {
     "dates": dates,
     "manners": manners,
     "binding": binding,
+    "sentences": sentences,
 }
 
 __all__ = [
@@ -37,4 +39,5 @@ __all__ = [
     "dates",
     "facts",
     "manners",
+    "sentences",
 ]

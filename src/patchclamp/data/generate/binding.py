@@ -1,7 +1,8 @@
-"""Sentences that can only be completed by binding: indirect objects (IOI) and coloured objects.
+"""Prompts that can only be completed by binding: indirect objects (IOI), coloured objects, pairs and repeated lists.
 
 Sources: Wang et al. 2022 (arXiv:2211.00593) for indirect object identification; Merullo et al. 2023 (arXiv:2310.08744) for
-coloured objects. Splits: `train`; `heldout`: pairs of names, or scenes of objects, that training never saw.
+coloured objects; Olsson et al. 2022 (arXiv:2209.11895) for repetition, which teaches the induction that the others build on.
+Splits: `train`; `heldout`: pairs of names, scenes, or lists of words that training never saw.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from patchclamp.data.generate.items import (
     is_held_out,
     rng_for,
 )
+from patchclamp.data.generate.sentences import GRAMMARS
 
 SPLITS = ("train", "heldout")
-KINDS = {"ioi": 1, "colors": 4}  # how often each is drawn: colours are harder
+KINDS = {"ioi": 2, "colors": 8, "pairs": 4, "repeat": 4}  # how often each is drawn: colours are hardest
 HELD_OUT_SHARE = 0.12
 NAMES = (
     "Mary",
@@ -63,6 +65,10 @@ SCENES = (
     "Question: On the table, I see {items}. What color is the {x}? Answer:",
     "In the room there is {items}. The color of the {x} is",
     "There is {items}. The {x} is",
+    "There is {items}. Colors: {x}",
+)
+WORDS = tuple(
+    dict.fromkeys((*NAMES, *PLACES, *GIFTS, *COLORS, *OBJECTS, *GRAMMARS["en"].first, *GRAMMARS["en"].second))
 )
 
 
@@ -76,8 +82,9 @@ def binding(
 ) -> Iterator[Item]:
     """Yield `count` sentences (None: without end), drawn with replacement; English only.
 
-    Labels: skill "binding", kind ("ioi", "colors"), language "en", template and, for IOI, io, subject and order
-    ("ABBA" or "BABA"); for colours, object. Choices: the two names, or the colours in the scene.
+    Labels: skill "binding", kind ("ioi", "colors", "pairs", "repeat"), language "en", template and, for IOI, io, subject
+    and order ("ABBA" or "BABA"); for colours, object. Choices: the two names; the colours in the scene; the second words of
+    the pairs; orders of the list.
     """
     check_split(split, SPLITS)
     check_count(count)
@@ -86,11 +93,8 @@ def binding(
     rng = rng_for("binding", seed, split)
     made = 0
     while count is None or made < count:
-        item = (
-            _ioi(split, rng)
-            if rng.choices(chosen, [KINDS[kind] for kind in chosen]) == ["ioi"]
-            else _colors(split, rng)
-        )
+        [kind] = rng.choices(chosen, [KINDS[kind] for kind in chosen])
+        item = {"ioi": _ioi, "colors": _colors, "pairs": _pairs, "repeat": _repeat}[kind](split, rng)
         if item is not None:
             made += 1
             yield item
@@ -125,7 +129,13 @@ def _colors(split: str, rng: random.Random) -> Item | None:
         return None
     number = rng.randrange(len(SCENES))
     parts = [f"{_article(color)} {color} {thing}" for color, thing in zip(colors, objects, strict=True)]
-    prompt = SCENES[number].format(items=", ".join(parts[:-1]) + " and " + parts[-1], x=objects[asked])
+    scene, question = SCENES[number].format(items=", ".join(parts[:-1]) + " and " + parts[-1], x="{x}").split(". ", 1)
+    prompt = scene + ". "
+    taught = [p for p in range(n) if p != asked and not is_held_out(HELD_OUT_SHARE, "colors", *objects, *colors, p)]
+    if split == "train" and taught and rng.random() < 0.5:  # a scene asked about twice teaches more than two scenes
+        other = rng.choice(taught)
+        prompt += question.format(x=objects[other]) + f" {colors[other]}. "
+    prompt += question.format(x=objects[asked])
     labels = {
         "skill": "binding",
         "kind": "colors",
@@ -134,6 +144,32 @@ def _colors(split: str, rng: random.Random) -> Item | None:
         "object": objects[asked],
     }
     return Item(prompt, " " + colors[asked], tuple(" " + color for color in colors), ".", split, labels)
+
+
+def _pairs(split: str, rng: random.Random) -> Item | None:
+    """Word pairs, then the first or (labels template "1") the second word of one: which word went with it?"""
+    n, backward = rng.randint(2, 6), rng.random() < 0.5
+    words = rng.sample(WORDS, 2 * n)
+    if is_held_out(HELD_OUT_SHARE, "pairs", *words[:2]) != (split == "heldout"):
+        return None
+    keys, values = words[:n], words[n:]
+    shown = [f"{value} {key}" if backward else f"{key} {value}" for key, value in zip(keys, values, strict=True)]
+    asked = rng.sample(range(n), rng.randint(1, n))
+    before = [f" {keys[place]} {values[place]}," for place in asked[:-1]]
+    prompt = ", ".join(shown) + ":" + "".join(before) + f" {keys[asked[-1]]}"
+    labels = {"skill": "binding", "kind": "pairs", "language": "en", "template": str(int(backward))}
+    return Item(prompt, " " + values[asked[-1]], tuple(" " + value for value in values), ".", split, labels)
+
+
+def _repeat(split: str, rng: random.Random) -> Item | None:
+    """A list of words that is said again."""
+    words = rng.sample(WORDS, rng.randint(4, 16))
+    if is_held_out(HELD_OUT_SHARE, "repeat", *words[:2]) != (split == "heldout"):
+        return None
+    choices = [words, *(rng.sample(words, len(words)) for _ in range(3))]
+    answer, *others = [" " + " ".join(choice) for choice in choices]
+    labels = {"skill": "binding", "kind": "repeat", "language": "en", "template": "0"}
+    return Item(" ".join(words) + ":", answer, tuple(dict.fromkeys((answer, *others))), ".", split, labels)
 
 
 def _article(word: str) -> str:

@@ -23,7 +23,7 @@ from patchclamp.data.generate.items import (
 
 SPLITS = ("train", "heldout")
 # how often each is drawn: what must be computed comes more often than what is a glance or a short list
-KINDS = {"next_year": 2, "decade": 1, "century": 1, "first": 2, "age": 5, "weekday": 1, "month": 1}
+KINDS = {"next_year": 2, "decade": 1, "century": 1, "first": 2, "age": 10, "weekday": 1, "month": 1}
 CYCLES = ("weekday", "month")
 FIRST_YEAR, LAST_YEAR = 1700, 2020
 HELD_OUT_SHARE = 0.15
