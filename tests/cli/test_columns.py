@@ -14,6 +14,7 @@ from tests.cli.program import program
 
 from patchclamp.cli.options import clamp_value, columns, layer_numbers, open_texts, statistics_of
 from patchclamp.core.errors import InputError
+from patchclamp.models.units import UnitSet, save_sets
 
 
 @pytest.fixture
@@ -112,7 +113,33 @@ def test_layers_values_and_statistics_of_options() -> None:
         with pytest.raises(InputError, match="--layers"):
             layer_numbers(wrong)
     assert (clamp_value("mean"), clamp_value("-1.5")) == ("mean", -1.5)
-    assert statistics_of("firing, moments", 0.5) == {"firing": {"threshold": 0.5}, "moments": {}}
+    assert statistics_of("firing, moments", 0.5, []) == {"firing": {"threshold": 0.5}, "moments": {}}
+
+
+def test_arguments_of_statistics_are_numbers_lists_words_and_sets(tmp_path: Path, tiny_gpt2: Any) -> None:
+    units = UnitSet.of(tiny_gpt2, ["mlp.0.1", "mlp.1.2"])
+    save_sets(tmp_path / "sets.json", {"a": units})
+    given = [
+        f"cofiring.units=@{tmp_path / 'sets.json'}",
+        "exemplars.k=5",
+        "firing.signal=value",
+        "cofiring.threshold=0.5",
+    ]
+    found = statistics_of("firing,exemplars,cofiring", 0.0, given)
+    assert found["firing"] == {"threshold": 0.0, "signal": "value"}
+    assert found["exemplars"] == {"k": 5}
+    assert found["cofiring"]["units"].names() == units.names()
+    assert found["cofiring"]["threshold"] == 0.5
+    assert statistics_of("cofiring", 0.0, ["cofiring.units=mlp.0.1,mlp.1.2"])["cofiring"]["units"] == [
+        "mlp.0.1",
+        "mlp.1.2",
+    ]
+
+
+@pytest.mark.parametrize("entry", ["exemplars.k", "k=5", "exemplars.=5", "moments.k=5"])
+def test_arguments_that_are_none_are_refused(entry: str) -> None:
+    with pytest.raises(InputError, match=r"STATISTIC\.NAME=VALUE|asks for"):
+        statistics_of("exemplars", 0.0, [entry])
 
 
 @pytest.mark.parametrize(("split", "count"), [("demo", 240), ("demo:find", 200), ("demo:measure", 40)])

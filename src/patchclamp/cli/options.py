@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import operator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -152,6 +155,32 @@ def clamp_value(given: str) -> float | str:
         raise InputError(f"--to {given!r} is neither a number nor mean") from None
 
 
-def statistics_of(listed: str, threshold: float) -> dict[str, dict[str, Any]]:
-    """Statistics by name with their arguments; the firing threshold goes to those that have one."""
-    return {name: {"threshold": threshold} if name == "firing" else {} for name in names(listed)}
+def statistics_of(listed: str, threshold: float, arguments: list[str]) -> dict[str, dict[str, Any]]:
+    """Statistics by name with their arguments: STATISTIC.NAME=VALUE each; the firing threshold has an option of its own."""
+    found: dict[str, dict[str, Any]] = {
+        name: {"threshold": threshold} if name == "firing" else {} for name in names(listed)
+    }
+    for entry in arguments:
+        place, separator, value = entry.partition("=")
+        statistic, dot, name = place.partition(".")
+        if not (separator and dot and name and value):
+            raise InputError(
+                f"--argument {entry!r} is not STATISTIC.NAME=VALUE; write for example exemplars.k=20 or "
+                "cofiring.units=@neurons.json"
+            )
+        if statistic not in found:
+            raise InputError(f"--argument {entry!r} is for {statistic}, but --statistics asks for {', '.join(found)}")
+        found[statistic][name] = argument_value(value)
+    return found
+
+
+def argument_value(given: str) -> Any:
+    """The value of a statistic's argument: @FILE (all units of a sets file), JSON, a list with commas, or a word."""
+    if given.startswith("@"):
+        from patchclamp.models import load_sets
+
+        return functools.reduce(operator.or_, load_sets(given[1:]).values())
+    try:
+        return json.loads(given)
+    except ValueError:
+        return names(given) if "," in given else given

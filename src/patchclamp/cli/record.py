@@ -32,6 +32,14 @@ def record(
         str | None, typer.Option("--layers", help="Layers to record, such as 0-3,7; all by default.")
     ] = None,
     threshold: Annotated[float, typer.Option("--threshold", help="A unit fires where its value is above this.")] = 0.0,
+    argument: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--argument",
+            metavar="STATISTIC.NAME=VALUE",
+            help="Argument of a statistic, repeatable: exemplars.k=20, cofiring.units=@neurons.json, firing.signal=value.",
+        ),
+    ] = None,
     select: o.Select = None,
     special: Annotated[bool, typer.Option("--special", help="Count special tokens too.")] = False,
     skip_first: Annotated[
@@ -63,7 +71,7 @@ def record(
         opened,
         texts,
         sites=tuple(o.names(sites)),
-        statistics=o.statistics_of(statistics, threshold),
+        statistics=o.statistics_of(statistics, threshold, argument or []),
         layers=o.layer_numbers(layers),
         select=Selection(special=special, skip_first=skip_first, inside=select),
         out=out,
