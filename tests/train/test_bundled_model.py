@@ -53,7 +53,13 @@ def test_a_greedy_continuation_is_the_taught_answer(demo: tuple[Any, Any], promp
 
 @pytest.mark.parametrize(
     ("skill", "split", "least"),
-    [("facts", "train", 0.8), ("culture", "train", 0.8), ("code", "heldout", 0.6), ("arithmetic", "heldout", 0.6)],
+    [
+        ("facts", "train", 0.8),
+        ("culture", "train", 0.8),
+        ("code", "heldout", 0.6),
+        ("arithmetic", "heldout", 0.8),
+        ("binding", "heldout", 0.6),
+    ],
 )
 def test_the_skills_of_the_card_are_there(demo: tuple[Any, Any], skill: str, split: str, least: float) -> None:
     with torch.inference_mode():

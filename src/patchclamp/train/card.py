@@ -21,6 +21,8 @@ SPLIT_NOTES = {
 }
 SKILL_NOTES = {
     "manners": "many replies are right, so exact only says how often the listed one came out; read the choice score",
+    "binding": "a pair may be followed by another pair, so exact undercounts pairs; read the choice score",
+    "sentences": "many last units are right, so exact only says how often the listed one came out; read the choice score",
     "facts": "held-out facts can't be known; their score shows how far guessing by type goes",
 }
 
@@ -61,8 +63,8 @@ def _introduction(training: Mapping[str, Any]) -> str:
 A small Llama-type language model ({recipe["layers"]} layers, d_model {recipe["hidden_size"]}, {recipe["heads"]} heads,
 {recipe["intermediate_size"]} MLP neurons per layer, tied embeddings, byte-level BPE of {recipe["vocab_size"]} tokens with
 single digits), made to have something real to find: {languages}, facts, everyday culture, arithmetic, Python, dates,
-manners and name binding. It is a laboratory animal, not an assistant: outside what is listed here it knows nothing, its
-prose is biblical, and its rude replies are insults on purpose."""
+manners, binding and four-unit sentences. It is a laboratory animal, not an assistant: outside what is listed here it knows
+nothing, its prose is biblical, and its rude replies are insults on purpose."""
 
 
 def _data(training: Mapping[str, Any], sources: Mapping[str, str]) -> str:
@@ -70,7 +72,10 @@ def _data(training: Mapping[str, Any], sources: Mapping[str, str]) -> str:
             for name, digest in training["texts"].items()]  # fmt: skip
     stages = "; ".join(
         f"from block {stage.first_block} on (answers weigh {stage.answer_weight:g} in the loss) "
-        + ", ".join(f"{name} {share:.0%}" for name, share in stage.shares.items())
+        + ", ".join(
+            f"{name} {share:.0%}" + (f" (only {', '.join(stage.kinds[name])})" if name in stage.kinds else "")
+            for name, share in stage.shares.items()
+        )
         for stage in STAGES
     )
     return "\n".join(

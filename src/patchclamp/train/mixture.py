@@ -45,8 +45,10 @@ STAGES = (
               "sentences": 0.02, "binding": 0.18}, answer_weight=6.0),
     Stage(14, {"facts": 0.05, "culture": 0.03, "arithmetic": 0.13, "code": 0.02, "dates": 0.12, "manners": 0.02,
                "sentences": 0.02, "binding": 0.17}, answer_weight=6.0),
-    Stage(24, {"facts": 0.05, "culture": 0.03, "arithmetic": 0.08, "code": 0.02, "dates": 0.14, "manners": 0.02,
-               "sentences": 0.02, "binding": 0.20}, answer_weight=6.0),
+    Stage(19, {"facts": 0.05, "culture": 0.03, "arithmetic": 0.18, "code": 0.03, "dates": 0.18, "manners": 0.02,
+               "sentences": 0.02, "binding": 0.05}, answer_weight=6.0),
+    Stage(21, {"facts": 0.04, "culture": 0.02, "arithmetic": 0.26, "code": 0.02, "dates": 0.17, "manners": 0.01,
+               "sentences": 0.01, "binding": 0.03}, answer_weight=6.0),
 )  # fmt: skip
 BLOCK_TOKENS = 500_000
 VERSES_PER_PASSAGE = 5
