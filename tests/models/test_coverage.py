@@ -87,6 +87,8 @@ def test_at_least_175_types_pass_and_none_fails() -> None:
     assert len(results) == len(causal_types())
     assert [result.type for result in results if result.status == "fail"] == []
     assert sum(result.status == "pass" for result in results) >= 175
+    assert sum("qkv" in result.checks for result in results) >= 150
+    assert sum("pre" in result.checks for result in results) >= 135
 
 
 def test_enliven_leaves_no_dead_projection() -> None:

@@ -20,6 +20,7 @@ def test_padding_does_not_move_values(kind: str) -> None:
         "observing",
         "sites",
         "finite",
+        "attention",
         "batch",
         "right padding",
         "left padding",

@@ -23,7 +23,7 @@ CREATE TABLE models (
 
 -- The layers of every site whose units are in this atlas.
 CREATE TABLE layers (
-  site VARCHAR,                -- kind of place: mlp, gate, up, attn, resid, attn_out, mlp_out, embed, head
+  site VARCHAR,                -- kind of place: mlp, gate, up, pre, attn, q, k, v, resid, attn_out, mlp_out, embed, head
   layer INTEGER,               -- counted from 0
   first_unit BIGINT,           -- unit_id of the layer's first unit
   width BIGINT,                -- units in the layer, all experts together

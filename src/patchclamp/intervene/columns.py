@@ -130,5 +130,6 @@ def check_sites(sites: tuple[str, ...]) -> None:
     if wrong:
         raise InputError(
             f"units of {', '.join(wrong)} can't be edited into weights; {', '.join(SITES)} can: for others use clamp "
-            "(setting gate or up to 0 equals setting the mlp unit of the same index to 0)"
+            "(setting gate or up to 0 equals setting the mlp unit of the same index to 0; so does pre, where the "
+            "activation function is 0 at 0)"
         )

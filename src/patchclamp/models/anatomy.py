@@ -7,8 +7,12 @@ Sites of a layer:
 - `mlp`: the vector that enters the MLP's down projection. Where a layer has experts, the units of expert e come
   e-th; shared experts, which every token passes, come after the routed ones as further experts of the same width.
 - `gate`: the output of the activation function; for a plain MLP that is `mlp` itself. `up`: the output of the up
-  projection. Both exist only in dense layers, and only where a trial run of the MLP showed which is which.
+  projection; `pre`: the vector that enters the activation function, which is the gate projection's output (for a plain
+  MLP the up projection's). All three exist only in dense layers, and only where a trial run showed which is which.
 - `attn`: the vector that enters the attention output projection; `head` is its view by heads.
+- `q`, `k`, `v`: the outputs of the attention's query, key and value projections, head after head, before any norm,
+  rotation or convolution; `k` and `v` have the model's key-value heads. Absent where there are no such projections of
+  their own (latent and linear attention, recurrent layers).
 - `attn_out`, `mlp_out`: the outputs of these projections (of the whole expert module in a layer with experts).
 - `resid`: the hidden state that leaves the block. `embed`: the token embedding, in layer 0.
 """
@@ -16,6 +20,8 @@ Sites of a layer:
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,8 +38,9 @@ class SitePath:
 
     path: dotted name of a module. where: "input" (its first argument), "output" (what it returns, or the first
     of a tuple), "experts" (what is multiplied with its fused expert tensor `weight` inside its forward).
-    width: units there. part: columns of the tensor that belong to the site (None = all). offset: first unit within
-    the layer. experts: experts there (0 = dense). transposed: the fused tensor is [experts, width, d_model], not
+    width: units there. part: columns of the tensor that belong to the site (None = all); with `every`, columns of each
+    group of so many (several projections in one, interleaved by heads). offset: first unit within the layer.
+    experts: experts there (0 = dense). transposed: the fused tensor is [experts, width, d_model], not
     [experts, d_model, width]. also: further places of the same site and layer, after this one.
     """
 
@@ -41,6 +48,7 @@ class SitePath:
     where: str
     width: int
     part: tuple[int, int] | None = None
+    every: int = 0
     offset: int = 0
     experts: int = 0
     weight: str = ""
@@ -51,6 +59,13 @@ class SitePath:
     def places(self) -> tuple[SitePath, ...]:
         """All places of the site, in the order of their units."""
         return (replace(self, also=()), *self.also) if self.also else (self,)
+
+    def cut(self, values: torch.Tensor) -> torch.Tensor:
+        """The site's columns of a module's tensor, as a view: (..., width), or (..., groups, columns) with `every`."""
+        if self.part is None:
+            return values
+        grouped = values.unflatten(-1, (-1, self.every)) if self.every else values
+        return grouped[..., self.part[0] : self.part[1]]
 
     @property
     def total_width(self) -> int:
@@ -109,14 +124,35 @@ class Anatomy:
         """Where a tap lies; InputError names what the model has."""
         entries = self.sites.get("attn" if site == "head" else site)
         if entries is None or (site == "head" and not any(self.heads)):
-            raise InputError(f"this {self.model_type} model has no site {site!r}; it has {', '.join(self.layouts)}")
+            raise InputError(
+                f"this {self.model_type} model has no site {site!r}; it has {', '.join(self.layouts)}{self._why(site)}"
+            )
         if not 0 <= layer < self.n_layers:
             raise InputError(f"layer {layer} asked for, but the model has {self.n_layers} (0-{self.n_layers - 1})")
         found = entries[layer]
         if found is None or (site == "head" and not self.heads[layer]):
             have = [str(number) for number, entry in enumerate(entries) if entry is not None]
-            raise InputError(f"layer {layer} has no site {site!r}; layers with it: {', '.join(have)}")
+            raise InputError(
+                f"layer {layer} has no site {site!r}; layers with it: {', '.join(have)}{self._why(site, layer)}"
+            )
         return found
+
+    def _why(self, site: str, layer: int | None = None) -> str:
+        """The note that says why a site is missing, as the end of a message."""
+        start = "" if layer is None else self.blocks[layer]
+        notes = (
+            note for note in self.notes if re.match(rf"{re.escape(start)}\b", note) and re.search(rf"\b{site}\b", note)
+        )
+        return next((f" ({note})" for note in notes), "")
+
+    def leave_out(self, taps: Mapping[tuple[str, int], str]) -> None:
+        """Take sites out of layers, each with the reason, which goes into the notes."""
+        for (site, layer), reason in taps.items():
+            entries = self.sites[site]
+            self.sites[site] = (*entries[:layer], None, *entries[layer + 1 :])
+            self.notes = (*self.notes, f"{self.blocks[layer]}.{site}: left out, {reason}")
+        self.sites = {site: entries for site, entries in self.sites.items() if any(entries)}
+        vars(self).pop("layouts", None)
 
     @functools.cached_property
     def layouts(self) -> dict[str, Layout]:
@@ -169,3 +205,11 @@ def fused_weight(module: nn.Module, place: SitePath) -> torch.Tensor:
     weight, each = fused_parameter(module, place), place.width // place.experts
     stacked = weight.view(place.experts, each, -1) if weight.dim() == 2 else weight
     return stacked.transpose(1, 2) if place.transposed else stacked
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(inputs, outputs) of a linear map (Linear and its quantized kin, Conv1D), None for other modules."""
+    if type(module).__name__ == "Conv1D" and isinstance(getattr(module, "nf", None), int):
+        return int(module.weight.shape[0]), int(module.nf)  # type: ignore[arg-type,index]
+    inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return (inputs, outputs) if isinstance(inputs, int) and isinstance(outputs, int) else None

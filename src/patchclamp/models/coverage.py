@@ -6,7 +6,11 @@ The checks of one type, each on every layer that has an MLP:
 - `product`: recorded `mlp` values times the down projection equal the recorded output of the projection (dense layers);
 - `layer`: clamping all neurons of a layer to 0 gives the logits of the model with that projection zeroed;
 - `neuron`: clamping one neuron to 0 gives the logits of the model with its column zeroed, and these differ from the plain ones;
-- `rows`: changing one expert's neuron at one position changes the experts' output at that position alone (expert layers).
+- `pre`: what enters the activation function decides the gate, position by position; at 0 it silences a gated MLP
+  (layers with that site);
+- `rows`: changing one expert's neuron at one position changes the experts' output at that position alone (expert layers);
+- `qkv`: q, k and v act as queries, keys and values do, and clamping `v` of a layer to 0 gives the logits of the model
+  with its attention output projection zeroed (layers with these sites).
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import contextlib
 import gc
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +30,9 @@ from torch import Tensor
 from patchclamp.core.errors import Error, InputError
 from patchclamp.core.files import atomic_write
 from patchclamp.models.anatomy import weight_of
+from patchclamp.models.attention_trial import refuted, tried_layers
 from patchclamp.models.collect import Collector, taps_of
-from patchclamp.models.hooks import Seen, change, observe, run
+from patchclamp.models.hooks import Change, Seen, Tap, change, observe, run
 from patchclamp.models.load import LanguageModel, load
 from patchclamp.models.rows import ROWS
 from patchclamp.models.tiny import NOT_BUILT, VOCABULARY, causal_types, quiet, tiny_model
@@ -38,15 +43,19 @@ EXACT = 1e-4  # largest difference allowed, as a share of the effect that is com
 
 EXPLAINED = (
     "- Sites: `mlp` is the vector that enters the down projection; `gate` the activation function's output (for a plain MLP "
-    "that is `mlp`), `up` the up projection's output; `attn` enters the attention output projection and `head` is its view "
+    "that is `mlp`), `pre` its input, `up` the up projection's output; `q`, `k` and `v` leave the attention's projections, "
+    "before any norm or rotation; `attn` enters the attention output projection and `head` is its view "
     "by heads; `attn_out` and `mlp_out` leave the projections; `resid` leaves the block; `embed` the token embedding.",
     "- Experts: the neurons of expert e are `mlp.LAYER.eE.INDEX`. Shared experts, which every token passes, come after the "
     "routed ones, cut into experts of the same width. An expert that a token was not routed to counts as 0. They are watched "
-    "under the eager, batched_mm and grouped_mm implementations alike; `gate` and `up` exist in dense layers only.",
+    "under the eager, batched_mm and grouped_mm implementations alike; `gate`, `up` and `pre` exist in dense layers only.",
+    "- Attention: `q`, `k` and `v` are absent where queries, keys and values come from latent vectors (MLA), pass a "
+    "convolution or have no projections of their own; a layer that uses another's keys and values has `q` only.",
     "- Checks: `bits` logits are bit-identical under observation; `trunk` a run that stops early sees the same values; "
     "`product` recorded values times the down projection are its output; `layer` all neurons of a layer at 0 are its "
-    "projection zeroed; `neuron` one neuron at 0 is its column zeroed; `rows` one expert's neuron at one position moves "
-    "that position alone.",
+    "projection zeroed; `neuron` one neuron at 0 is its column zeroed; `pre` decides the gate position by position, and at 0 "
+    "silences a gated MLP; `rows` one expert's neuron at one position moves that position alone; `qkv` values at 0 leave "
+    "nothing for the attention output projection, a query moves its own position alone, and queries at 0 do what keys at 0 do.",
     "- Compiled models run uncompiled while they are watched or changed.",
 )
 
@@ -121,11 +130,13 @@ def check_units(model: LanguageModel, result: TypeResult) -> None:
     result.sites = list(model.layouts)
     result.form = "+".join(dict.fromkeys(anatomy.forms))
     result.notes = list(anatomy.notes)
-    layers = [layer for layer, entry in enumerate(anatomy.sites.get("mlp", ())) if entry is not None]
+    layers = found_layers(model, "mlp")
     ids = torch.randint(3, VOCABULARY - 9, (2, 9), generator=torch.Generator().manual_seed(1))
     plain = model.logits(ids)
     result.checks["bits"] = _same_bits(model, ids, plain)
     result.checks["trunk"] = _same_trunk(model, ids, layers)
+    if attending := tried_layers(model):
+        result.checks["qkv"] = _attention_holds(model, ids, plain, attending)
     if not layers:
         failed = [name for name, passed in result.checks.items() if not passed]
         result.status = FAIL if failed else NOT_APPLICABLE
@@ -234,9 +245,75 @@ def _layer_checks(model: LanguageModel, ids: Tensor, plain: Tensor, layer: int) 
         clamped = model.logits(ids)
     with zeroed(model, layer, unit):
         found["neuron"] = agrees(clamped, model.logits(ids), plain)
+    if layer in found_layers(model, "pre"):
+        found["pre"] = _decides_gate(model, ids, plain, layer, same)
     if entry.experts and outputs is not None:
         found["rows"] = _one_row(model, ids, layer, values, outputs.layer(layer))
     return found
+
+
+def _decides_gate(model: LanguageModel, ids: Tensor, plain: Tensor, layer: int, same: list[int]) -> bool:
+    """Whether what enters the activation function decides the gate, and silences a gated MLP when it is 0."""
+    rows = torch.arange(ids.numel()).roll(1)  # every position gets what its neighbour had
+    if layer in found_layers(model, "gate"):
+        plain_gate = _first_call(model, ids, ("gate", layer), {})
+        moved = _first_call(model, ids, ("gate", layer), {("pre", layer): lambda seen: seen.values[rows]})
+        if not torch.allclose(moved, plain_gate[rows], rtol=1e-4, atol=1e-6):
+            return False
+    if model.anatomy.forms[layer] != "gated":
+        return True
+    with change(model, {("pre", one): lambda seen: torch.zeros_like(seen.values) for one in same}):
+        silent = model.logits(ids)
+    with zeroed(model, layer):
+        return agrees(silent, model.logits(ids), plain)
+
+
+def _first_call(model: LanguageModel, ids: Tensor, tap: Tap, changes: Mapping[Tap, Change]) -> Tensor:
+    """A tap's values when it is first reached; later calls of a module that layers share see what the first one did."""
+    calls: list[Tensor] = []
+    with change(model, changes), observe(model, [tap], lambda seen: calls.append(seen.values.detach().clone())):
+        run(model, ids)
+    return calls[0]
+
+
+def _attention_holds(model: LanguageModel, ids: Tensor, plain: Tensor, layers: list[int]) -> bool:
+    """Whether q, k and v act as such, and `v` at 0 is the attention output projection zeroed."""
+    wrong = refuted(model, ids[:1], EXACT)
+    if wrong:
+        raise Error("; ".join(f"{site}.{layer}: {said}" for (site, layer), said in wrong.items()))
+    for layer in found_layers(model, "v"):
+        weights = [weight_of(model.anatomy.module(place.path)) for place in model.anatomy.site("attn", layer).places]
+        same = [one for one in layers if _out_weight(model, one).data_ptr() == weights[0].data_ptr()]
+        with change(model, {("v", one): lambda seen: torch.zeros_like(seen.values) for one in same}):
+            clamped = model.logits(ids)
+        with blank(weights):
+            if not agrees(clamped, model.logits(ids), plain):
+                return False
+    return True
+
+
+def _out_weight(model: LanguageModel, layer: int) -> Tensor:
+    return weight_of(model.anatomy.module(model.anatomy.site("attn", layer).path))
+
+
+def found_layers(model: LanguageModel, site: str) -> list[int]:
+    """The layers that have a site."""
+    return [layer for layer, entry in enumerate(model.anatomy.sites.get(site, ())) if entry is not None]
+
+
+@contextlib.contextmanager
+def blank(weights: list[Tensor]) -> Iterator[None]:
+    """Some weights at 0; restored at the end."""
+    kept = [weight.detach().clone() for weight in weights]
+    try:
+        with torch.no_grad():
+            for weight in weights:
+                weight.zero_()
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, before in zip(weights, kept, strict=True):
+                weight.copy_(before)
 
 
 def _one_row(model: LanguageModel, ids: Tensor, layer: int, values: Tensor, plain: Tensor) -> bool:

@@ -17,7 +17,8 @@ from typing import Any
 from torch import nn
 
 from patchclamp.core.errors import ModelError
-from patchclamp.models.anatomy import Anatomy, SitePath
+from patchclamp.models.anatomy import Anatomy, SitePath, linear_shape
+from patchclamp.models.attention import queries_keys_values
 from patchclamp.models.gating import gate_and_up
 from patchclamp.models.rows import ROWS
 
@@ -74,17 +75,19 @@ def find_anatomy(hf: Any) -> Anatomy:
     blocks = _blocks(hf, row, getattr(config, "num_hidden_layers", None))
     read = [_Block(hf, path, d_model, config) for path in blocks]
     sites: dict[str, tuple[SitePath | None, ...]] = {}
-    for site in ("mlp", "gate", "up", "attn", "mlp_out", "attn_out"):
+    for site in ("mlp", "gate", "up", "pre", "attn", "mlp_out", "attn_out"):
         sites[site] = tuple(block.sites.get(site) for block in read)
     sites["resid"] = tuple(SitePath(path, "output", _resid_width(config, d_model)) for path in blocks)
     for site, (pattern, where) in row.get("sites", {}).items():
         paths = [pattern.format(number) for number in range(len(blocks))]
         sites[site] = tuple(SitePath(path, where, _width(hf.get_submodule(path), where, d_model)) for path in paths)
+    heads = tuple(_heads(hf, entry, config) for entry in sites["attn"])
+    notes = [note for block in read for note in block.notes]
+    sites |= _projections(hf, blocks, sites["attn"], heads, row, notes)
     sites = {site: found for site, found in sites.items() if any(found) and site not in row.get("without", ())}
     embed, embedding = _embedding(hf)
     if embed is not None:
         sites["embed"] = (SitePath(embed, "output", embedding.weight.shape[1]), *(None,) * (len(blocks) - 1))
-    heads = tuple(_heads(hf, entry, config) for entry in sites.get("attn", (None,) * len(blocks)))
     head_widths = [
         e.total_width // n for e, n in zip(sites.get("attn", ()), heads, strict=False) if e is not None and n
     ]
@@ -110,9 +113,32 @@ def find_anatomy(hf: Any) -> Anatomy:
         logit_scale=_logit_scale(config),
         time_first=row.get("time_first", False),
         pads=row.get("pads", False),
-        notes=tuple(note for block in read for note in block.notes),
+        notes=tuple(notes),
         root=hf,
     )
+
+
+def _projections(
+    hf: nn.Module,
+    blocks: list[str],
+    outs: tuple[SitePath | None, ...],
+    heads: tuple[int, ...],
+    row: dict[str, Any],
+    notes: list[str],
+) -> dict[str, tuple[SitePath | None, ...]]:
+    """Sites `q`, `k`, `v` of all layers; what is missing is added to the notes."""
+    found: dict[str, list[SitePath | None]] = {site: [None] * len(outs) for site in ("q", "k", "v")}
+    for layer, out in enumerate(outs):
+        if out is None:
+            notes.append(f"{blocks[layer]}: no q, k and v: no attention output projection was found")
+            continue
+        each = [queries_keys_values(hf, place, heads[layer] // len(out.places), row) for place in out.places]
+        for site, entries in found.items():
+            places = [sites[site] for sites, _ in each if site in sites]
+            if len(places) == len(each):
+                entries[layer] = _joined(places)
+        notes += [note for _, note in each if note]
+    return {site: tuple(entries) for site, entries in found.items()}
 
 
 def linears(module: nn.Module) -> Iterator[tuple[str, int, int]]:
@@ -121,14 +147,6 @@ def linears(module: nn.Module) -> Iterator[tuple[str, int, int]]:
         shape = linear_shape(child)
         if shape is not None:
             yield path, *shape
-
-
-def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(inputs, outputs) of a linear map (Linear and its quantized kin, Conv1D), None for other modules."""
-    if type(module).__name__ == "Conv1D" and isinstance(getattr(module, "nf", None), int):
-        return int(module.weight.shape[0]), int(module.nf)  # type: ignore[arg-type,index]
-    inputs, outputs = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    return (inputs, outputs) if isinstance(inputs, int) and isinstance(outputs, int) else None
 
 
 class _Block:
@@ -181,12 +199,12 @@ class _Block:
         ups = [(self._full(path), outputs) for path, outputs in _ups(inner, down.width, outside, self.d_model)]
         if len(ups) == 1 and ups[0][1] == down.width:
             self.sites["gate"] = down
-            self.sites["up"] = SitePath(ups[0][0], "output", down.width)
+            self.sites["up"] = self.sites["pre"] = SitePath(ups[0][0], "output", down.width)
             return
         self.form = "gated"
-        gate, up, note = gate_and_up(self.hf, down, [path for path, _ in ups], self.d_model)
+        found, note = gate_and_up(self.hf, down, [path for path, _ in ups], self.d_model)
         self.notes += [note] if note else []
-        self.sites |= {name: entry for name, entry in (("gate", gate), ("up", up)) if entry is not None}
+        self.sites |= found
 
     def _fused(self) -> Iterator[SitePath]:
         """Modules whose own parameters hold the down projections of all experts, routed ones first."""

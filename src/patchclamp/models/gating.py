@@ -9,38 +9,58 @@ from torch import Tensor, nn
 
 from patchclamp.models.anatomy import SitePath
 
+FAR_BELOW = -40.0  # SiLU, GELU, ReLU and the logistic function are 0 there
 
-def gate_and_up(
-    hf: nn.Module, down: SitePath, ups: list[str], d_model: int
-) -> tuple[SitePath | None, SitePath | None, str]:
-    """(gate, up, note) of a gated MLP; both None with a note where it can't be told.
+
+def gate_and_up(hf: nn.Module, down: SitePath, ups: list[str], d_model: int) -> tuple[dict[str, SitePath], str]:
+    """Sites `gate`, `up` and `pre` of a gated MLP; none, and a note, where they can't be told.
 
     ups: the projections d_model -> width (two of them) or d_model -> 2 width (one, gate and up side by side).
-    The gate is the output of the module that gets exactly one projection's output (or half of it).
+    The gate is the output of the module that gets exactly one projection's output (or half of it), which is `pre`.
     """
     owner = down.path.rpartition(".")[0]
     mlp = hf.get_submodule(owner)
     try:
         taken = _trial(hf, mlp, owner, ups, d_model)
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, NotImplementedError) as problem:
-        return None, None, f"{owner}: gate and up can't be told, a trial run failed ({type(problem).__name__})"
+        return {}, f"{owner}: gate and up can't be told, a trial run failed ({type(problem).__name__})"
     for path, (given, returned) in taken.items():
         if path in ups or given is None or returned is None or given.shape[-1] != down.width:
             continue
         for number, up in enumerate(ups):
             for part in _parts(taken[up][1], down.width):
                 if returned.shape == given.shape and _same(given, taken[up][1], part):
-                    gate = SitePath(path, "output", down.width)
-                    return gate, _other(ups, number, part, down.width), ""
-    return None, None, f"{owner}: gate and up can't be told, no activation module gets a projection's output"
+                    return _sites(SitePath(path, "output", down.width), ups, number, part, down.width), ""
+    shut = [number for number in range(len(ups)) if _shuts(hf, down, ups, number, d_model)]
+    if len(ups) == 2 and len(shut) == 1:
+        return _sites(None, ups, shut[0], None, down.width), f"{owner}: no gate, its activation is not a module"
+    return {}, f"{owner}: gate and up can't be told, no activation module gets a projection's output"
 
 
-def _other(ups: list[str], number: int, part: tuple[int, int] | None, width: int) -> SitePath | None:
-    """The projection that isn't gated."""
-    if part is not None:
-        return SitePath(ups[number], "output", width, (width, 2 * width) if part[0] == 0 else (0, width))
+def _shuts(hf: nn.Module, down: SitePath, ups: list[str], number: int, d_model: int) -> bool:
+    """Whether a projection far below zero shuts the neurons, as it does where an activation function follows."""
+    from patchclamp.models.hooks import forward_replaced
+
+    owner, projection = down.path.rpartition(".")[0], hf.get_submodule(ups[number])
+    plain = projection.forward
+    with forward_replaced(projection, lambda *args, **kwargs: torch.full_like(plain(*args, **kwargs), FAR_BELOW)):
+        neurons, _ = _trial(hf, hf.get_submodule(owner), owner, ups, d_model)[down.path]
+    return neurons is not None and float(neurons.abs().max()) < 1e-3
+
+
+def _sites(
+    gate: SitePath | None, ups: list[str], number: int, part: tuple[int, int] | None, width: int
+) -> dict[str, SitePath]:
+    """The sites, once it is known which projection (or which half of one) is gated."""
+    found = {"pre": SitePath(ups[number], "output", width, part)}
+    if gate is not None:
+        found["gate"] = gate
     others = [path for n, path in enumerate(ups) if n != number]
-    return SitePath(others[0], "output", width) if len(others) == 1 else None
+    if part is not None:
+        found["up"] = SitePath(ups[number], "output", width, (width, 2 * width) if part[0] == 0 else (0, width))
+    elif len(others) == 1:
+        found["up"] = SitePath(others[0], "output", width)
+    return found
 
 
 def _parts(output: Tensor | None, width: int) -> list[tuple[int, int] | None]:

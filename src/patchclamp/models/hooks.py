@@ -344,6 +344,20 @@ def watch_calls(call: Callable[[], Any], modules: Mapping[str, nn.Module]) -> di
     return seen
 
 
+@contextlib.contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Call a module by another function inside the context; what accelerate put there comes back afterwards."""
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
 def _input_hook(point: _Point) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> Any:
         values = args[0]
@@ -388,8 +402,7 @@ def _rows_of(point: _Point, values: Tensor) -> Tensor:
         flat = values.reshape(batch * seq, -1)
     else:
         flat = values.reshape(-1, values.shape[-1])
-    if entry.part is not None:
-        flat = flat[:, entry.part[0] : entry.part[1]]
+    flat = entry.cut(flat).flatten(1)
     if flat.shape != (batch * seq, entry.width):
         raise ModelError(
             f"{entry.path} handles a tensor of shape {tuple(values.shape)} in a forward pass over {batch} x {seq} positions; "
@@ -408,7 +421,7 @@ def _put_back(point: _Point, values: Tensor, new: Tensor) -> Tensor:
         return new.reshape(values.shape)
     copy = values.clone()
     target = copy if whole else copy[:, : step.seq]
-    part = target if entry.part is None else target[..., entry.part[0] : entry.part[1]]
+    part = entry.cut(target)
     part.copy_(new.reshape(part.shape))
     return copy
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from patchclamp.core.errors import InputError
-from patchclamp.models.hooks import changed_layers, run
+from patchclamp.models.hooks import changed_layers, forward_replaced, run
 
 # model -> layer -> whether skipping the blocks below gives the very same logits
 _EXACT: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
@@ -61,7 +61,7 @@ class Prefix:
             kept.append(plain(*args, **kwargs))
             return kept[-1]
 
-        with _forward_replaced(last, forward):
+        with forward_replaced(last, forward):
             run(self.model, self.input_ids, self.attention_mask, stop_after=("resid", self.layer - 1))
         return _copied(kept[-1])
 
@@ -69,7 +69,7 @@ class Prefix:
     def _skipping(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             for block in self._blocks:
-                stack.enter_context(_forward_replaced(block, lambda *args, **kwargs: self._output))
+                stack.enter_context(forward_replaced(block, lambda *args, **kwargs: self._output))
             yield
 
     def _verified(self) -> bool:
@@ -82,19 +82,6 @@ class Prefix:
             except (RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError):
                 known[self.layer] = False
         return known[self.layer]
-
-
-@contextlib.contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    own = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
 
 
 def _copied(output: Any) -> Any:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchclamp.core.errors import CheckError
+from patchclamp.core.errors import CheckError, Error
+from patchclamp.models.attention_trial import refuted, tried_layers
 from patchclamp.models.collect import collect, taps_of
 from patchclamp.models.hooks import observe
 
@@ -65,12 +66,14 @@ class Report:
 def check_model(model: Any) -> Report:
     """Check a LanguageModel with a handful of short forward passes over random tokens (seeded).
 
-    Checks: "observing", "sites", "finite", and for values of `mlp` (`resid` where there is none) "batch",
-    "right padding", "left padding".
+    First q, k and v are tried in the attention; what doesn't act as such is taken out of the model's sites.
+    Checks: "observing", "sites", "finite", "attention" (says what was taken out; not where there is no such site), and
+    for values of `mlp` (`resid` where there is none) "batch", "right padding", "left padding".
     """
     report = Report(model.name)
     long, short = _tokens(model, 11, 0), _tokens(model, 7, 1)
-    report.checks += _observing(model, torch.cat([long, long.flip(1)]))
+    tried = _attention(model, long)
+    report.checks += _observing(model, torch.cat([long, long.flip(1)])) + tried
     site = "mlp" if "mlp" in model.layouts else "resid"
     if site not in model.layouts:
         return report
@@ -83,6 +86,23 @@ def check_model(model: Any) -> Report:
     ):
         report.checks.append(_moved(model, site, name, alone, inputs, limit))
     return report
+
+
+def _attention(model: Any, ids: Tensor) -> list[Check]:
+    """Leave out those of q, k, v that don't act as queries, keys and values do."""
+    layers = tried_layers(model)
+    if not layers:
+        return []
+    limit = 1e-4 if model.dtype in (torch.float32, torch.float64) else 1e-2
+    try:
+        wrong = refuted(model, ids, limit)
+    except (Error, RuntimeError, ValueError, IndexError, TypeError, AttributeError) as problem:
+        every = [tap for tap in taps_of(model) if tap[0] in ("q", "k", "v")]
+        wrong = dict.fromkeys(every, f"it could not be tried ({type(problem).__name__})")
+    model.anatomy.leave_out(wrong)
+    out = "; ".join(f"{site}.{layer} left out, {reason}" for (site, layer), reason in wrong.items())
+    said = out or f"q, k and v of {len(layers)} layers act as such"
+    return [Check("attention", OK, None, None, said)]
 
 
 def _observing(model: Any, ids: Tensor) -> list[Check]:

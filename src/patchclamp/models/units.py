@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from patchclamp.core.errors import DamagedError, InputError, MismatchError
 from patchclamp.core.files import atomic_write, read_json, write_json
 
-SITES = ("mlp", "gate", "up", "attn", "resid", "attn_out", "mlp_out", "embed", "head")
+SITES = ("mlp", "gate", "up", "attn", "resid", "attn_out", "mlp_out", "embed", "head", "pre", "q", "k", "v")
 SETS_FORMAT = "patchclamp.sets/1"
 _NAME = re.compile(r"(?P<site>[a-z_]+)\.(?P<layer>\d+)\.(?:e(?P<expert>\d+)\.)?(?P<index>\d+)")
 

@@ -54,8 +54,8 @@ class Job:
         """The tap after which nothing needs to be computed."""
         top = max(layer for _, layer in self.taps)
         there = {site for site, layer in self.taps if layer == top}
-        if there <= {"gate", "up", "mlp"} and "mlp" in there:
-            return ("mlp", top)  # gate and up have been seen when their product is
+        if there <= {"pre", "gate", "up", "mlp"} and "mlp" in there:
+            return ("mlp", top)  # the others have been seen when their product is
         return (there.pop(), top) if len(there) == 1 else ("resid", top)
 
     def fresh(self, layouts: Mapping[str, Layout]) -> dict[str, dict[str, Statistic]]:
