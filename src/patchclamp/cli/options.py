@@ -27,6 +27,7 @@ Texts = Annotated[
         help="Labelled text, repeatable: a text file (one document a line), folder, .jsonl, .csv, .parquet, .conllu, or -.",
     ),
 ]
+OptionalTexts = Annotated[list[str] | None, *Texts.__metadata__]
 DocumentUnit = Annotated[
     str,
     typer.Option("--unit", help="What a document is in a plain text file: line, block (up to a blank line) or file."),

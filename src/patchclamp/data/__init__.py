@@ -1,4 +1,4 @@
-"""Floor 1, texts: labelled corpora, and batches of tokens that know which of their tokens count."""
+"""Floor 1, texts: labelled corpora, tasks, and batches of tokens that know which of their tokens count."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from patchclamp.data.corpora import Corpus, corpus
     from patchclamp.data.demo import demo_text, open_corpus
     from patchclamp.data.documents import Document
+    from patchclamp.data.task_items import TaskItem
+    from patchclamp.data.task_sources import generated, open_task, task
+    from patchclamp.data.tasks import Task
 
 _HOMES = {
     "Batch": "batches",
@@ -22,6 +25,11 @@ _HOMES = {
     "Document": "documents",
     "demo_text": "demo",
     "open_corpus": "demo",
+    "Task": "tasks",
+    "TaskItem": "task_items",
+    "generated": "task_sources",
+    "open_task": "task_sources",
+    "task": "task_sources",
 }
 
 __all__ = [
@@ -30,11 +38,16 @@ __all__ = [
     "Corpus",
     "Document",
     "Selection",
+    "Task",
+    "TaskItem",
     "Tokens",
     "corpus",
     "demo_text",
     "encode",
+    "generated",
     "open_corpus",
+    "open_task",
+    "task",
 ]
 
 

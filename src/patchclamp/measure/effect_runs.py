@@ -1,4 +1,4 @@
-"""Scoring text under many interventions in one pass: plain, each set, each of its controls, batch by batch.
+"""Scoring under many interventions in one pass: plain, each set, each of its controls, batch by batch.
 
 Where all units of a set lie in layers >= k, the blocks below k run once per batch for the set and all its controls.
 Only one batch's residual stream is held, whatever the size of the corpus.
@@ -7,9 +7,9 @@ Only one batch's residual stream is held, whatever the size of the corpus.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from patchclamp.data.corpora import Corpus
 from patchclamp.intervene.changes import Prepared
 from patchclamp.intervene.clamp import intervention
 from patchclamp.intervene.targets import lowest_block
+from patchclamp.measure.columns import Columns
 from patchclamp.measure.likelihood import Documents, Reading, score
 from patchclamp.models.hooks import changed_layers, prompt_scope
 from patchclamp.models.prefix import Prefix
@@ -54,6 +55,75 @@ def run_key(name: str, number: int) -> str:
     return f"{number}#{name}"
 
 
+class Work(Protocol):
+    """What is asked of every batch under every run: text (`TextWork`) or a task's continuations (`Rows`)."""
+
+    @property
+    def title(self) -> str: ...
+    def batches(self) -> Iterator[Batch]: ...
+    def columns(self, part: Batch) -> Tensor | None:
+        """Columns whose logits are needed; None for all."""
+
+    def score(self, part: Batch, budget: Budget, forward: Callable[[Batch], Tensor]) -> Tensor: ...
+    def add(self, key: str, part: Batch, values: Tensor) -> None: ...
+
+
+def over_runs(
+    model: LanguageModel, work: Work, runs: list[Run], *, budget: Budget, scope: str, reuse: bool, quiet: bool
+) -> None:
+    """Do the work plain (key PLAIN: under the caller's own clamps) and under every run; one pass over its batches.
+
+    reuse: compute the blocks below a group's first block once per batch. scope: "all", or the scope of the runs, for
+    which what is selected counts as generated.
+    """
+    ceiling = min(changed_layers(model), default=model.anatomy.n_layers)  # the caller's own clamps reach up from here
+    groups: dict[int, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.block if reuse and run.block <= ceiling else 0, []).append(run)
+    with progress(work.title, unit="tokens x runs", quiet=quiet) as advance:
+        for batch in work.batches():
+            tokens = float(batch.attention_mask.sum())
+            for part in fitting(batch, budget):
+                work.add(PLAIN, part, work.score(part, budget, _Forward(model, work, scope)))
+            advance(tokens)
+            for block, members in sorted(groups.items()):
+                for part in fitting(batch, budget):
+                    forward = _Forward(model, work, scope, block if len(members) > 1 else 0)
+                    for run in members:
+                        with run.prepared.applied():
+                            work.add(run.key, part, work.score(part, budget, forward))
+                advance(tokens * len(members))
+
+
+@dataclass
+class TextWork:
+    """Sums of negative log-likelihood per document of one label."""
+
+    model: LanguageModel
+    on: Corpus
+    label: str
+    reading: Reading
+    scored: Documents
+
+    @property
+    def title(self) -> str:
+        return f"effects on {self.label}"
+
+    def batches(self) -> Iterator[Batch]:
+        return self.reading.batches(self.model, self.on, self.label)
+
+    def columns(self, part: Batch) -> Tensor | None:
+        return None
+
+    def score(self, part: Batch, budget: Budget, forward: Callable[[Batch], Tensor]) -> Tensor:
+        return score(self.model, part, budget, forward)
+
+    def add(self, key: str, part: Batch, values: Tensor) -> None:
+        self.scored.add(key, part.document, values)
+        if key == PLAIN:
+            self.scored.count(part)
+
+
 def score_runs(
     model: LanguageModel,
     on: Corpus,
@@ -65,32 +135,11 @@ def score_runs(
     reuse: bool,
     quiet: bool,
 ) -> Documents:
-    """Sums per document of one label, plain (key PLAIN) and under every run; one pass over the text.
-
-    reuse: compute the blocks below a group's first block once per batch. scope: "all", or the scope of the runs, for
-    which what is selected counts as generated.
-    """
-    scored, budget = Documents(text), Budget(reading.batch_tokens)
-    ceiling = min(changed_layers(model), default=model.anatomy.n_layers)  # the caller's own clamps reach up from here
-    groups: dict[int, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.block if reuse and run.block <= ceiling else 0, []).append(run)
-    with progress(f"effects on {text}", unit="tokens x runs", quiet=quiet) as advance:
-        for batch in reading.batches(model, on, text):
-            tokens = float(batch.attention_mask.sum())
-            for part in fitting(batch, budget):
-                scored.add(PLAIN, part.document, score(model, part, budget, _Forward(model, scope)))
-                scored.count(part)
-            advance(tokens)
-            for block, members in sorted(groups.items()):
-                for part in fitting(batch, budget):
-                    forward = _Forward(model, scope, block if len(members) > 1 else 0)
-                    for run in members:
-                        with run.prepared.applied():
-                            scored.add(run.key, part.document, score(model, part, budget, forward))
-                advance(tokens * len(members))
-    scored.check()
-    return scored
+    """Sums per document of one label, plain (key PLAIN) and under every run; one pass over the text."""
+    work = TextWork(model, on, text, reading, Documents(text))
+    over_runs(model, work, runs, budget=Budget(reading.batch_tokens), scope=scope, reuse=reuse, quiet=quiet)
+    work.scored.check()
+    return work.scored
 
 
 def fitting(batch: Batch, budget: Budget) -> Iterator[Batch]:
@@ -105,17 +154,20 @@ def fitting(batch: Batch, budget: Budget) -> Iterator[Batch]:
 class _Forward:
     """Logits of a batch; blocks below `block` are computed on the first call and kept for the next ones."""
 
-    def __init__(self, model: LanguageModel, scope: str, block: int = 0) -> None:
-        self.model, self.scope, self.block = model, scope, block
+    def __init__(self, model: LanguageModel, work: Work, scope: str, block: int = 0) -> None:
+        self.model, self.work, self.scope, self.block = model, work, scope, block
         self._kept: tuple[Batch, Prefix] | None = None
 
     def __call__(self, batch: Batch) -> Tensor:
+        columns = self.work.columns(batch)
+        model: Any = self.model if columns is None else Columns(self.model, columns)
         with _scoped(self.model, batch, self.scope):
             if not self.block:
-                return self.model.logits(batch.input_ids, batch.attention_mask)
+                logits: Tensor = model.logits(batch.input_ids, batch.attention_mask)
+                return logits
             if self._kept is None or self._kept[0] is not batch:
                 self._kept = None  # frees the residual stream of a batch that did not fit
-                self._kept = (batch, Prefix(self.model, self.block, batch.input_ids, batch.attention_mask))
+                self._kept = (batch, Prefix(model, self.block, batch.input_ids, batch.attention_mask))
             return self._kept[1].logits()
 
 

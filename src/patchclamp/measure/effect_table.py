@@ -40,7 +40,7 @@ BRIEF = ("set", "text", "plain", "clamped", "effect [95%]", "random", "p (Holm)"
 
 @dataclass(frozen=True, eq=False)
 class Effects:
-    """Effects of all sets on all texts.
+    """Effects of all sets on all texts or tasks (which are called texts here, as in the rows).
 
     rows: one dict per set and text with the keys ROW; None where something can't be known (no interval with fewer than
     2 documents, no control figures without controls). documents: text -> per-document sums ("documents", "tokens",
@@ -62,6 +62,11 @@ class Effects:
         """Labels of the texts, in order."""
         return tuple(dict.fromkeys(row["text"] for row in self.rows))
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics, in order."""
+        return tuple(dict.fromkeys(row["metric"] for row in self.rows))
+
     def row(self, set: str, text: str) -> dict[str, Any]:
         """The row of one set and text; InputError if there is none."""
         for row in self.rows:
@@ -75,17 +80,20 @@ class Effects:
         """(sets, texts) float64 of any number of the rows; NaN where it isn't known.
 
         Also "log_ratio": log(clamped / plain), the change of log-loss per token, comparable between texts whose plain
-        perplexities differ; and "excess": effect minus the mean effect of the controls.
+        perplexities differ; "excess": effect minus the mean effect of the controls; "harm": how much worse the clamped
+        model does: log_ratio of a perplexity, the effect on a loss, minus the effect on an accuracy.
         """
         return np.array([[_number(self.row(name, text), value) for text in self.texts] for name in self.sets])
 
-    def dominance(self, value: str = "log_ratio") -> dict[str, Any]:
+    def dominance(self, value: str | None = None) -> dict[str, Any]:
         """How far each set works on its own text: over the names that are both a set and a text.
 
-        Returns {"labels", "value", "by_set": {label: own text is hit hardest of all}, "by_text": {label: own set hits it
-        hardest of all}, "share": part of all 2 x labels that hold, "dominant": all hold, "diagonal", "off_diagonal":
-        means}. Ties don't count as dominance. InputError unless two names or more are both a set and a text.
+        value: what is compared, by default log_ratio where everything is a perplexity and harm elsewhere. Returns
+        {"labels", "value", "by_set": {label: own text is hit hardest of all}, "by_text": {label: own set hits it hardest
+        of all}, "share": part of all 2 x labels that hold, "dominant": all hold, "diagonal", "off_diagonal": means}. Ties
+        don't count as dominance. InputError unless two names or more are both a set and a text.
         """
+        value = value or ("log_ratio" if self.metrics == ("perplexity",) else "harm")
         labels = [name for name in self.sets if name in self.texts]
         if len(labels) < 2:
             raise InputError(
@@ -143,14 +151,19 @@ class Effects:
     def _repr_html_(self) -> str:
         matrix = ""
         if len(self.sets) > 1 or len(self.texts) > 1:
-            title = "Change of log-loss per token, nats (rows: clamped set; columns: text)"
-            matrix = html_matrix(title, self.sets, self.texts, self.matrix("log_ratio"))
+            matrix = html_matrix(self._matrix_title(), self.sets, self.texts, self.matrix("harm"))
         return matrix + html_table(self._title(), self.rows, ROW)
 
     def _title(self) -> str:
         done = self.provenance.get("arguments", {})
         how = ", ".join(f"{key} {done[key]}" for key in ("to", "scale", "add") if done.get(key) is not None)
-        return f"Effect of clamping ({how or 'units'}) on perplexity, beside {done.get('controls', 0)} random sets"
+        what = ", ".join(self.metrics) or "nothing"
+        return f"Effect of clamping ({how or 'units'}) on {what}, beside {done.get('controls', 0)} random sets"
+
+    def _matrix_title(self) -> str:
+        if self.metrics == ("perplexity",):
+            return "Change of log-loss per token, nats (rows: clamped set; columns: text)"
+        return f"Harm: {', '.join(self.metrics)} lost, or loss gained (rows: clamped set; columns: task)"
 
 
 def _brief(row: dict[str, Any]) -> dict[str, str]:
@@ -165,12 +178,22 @@ def _number(row: dict[str, Any], value: str) -> float:
     if value == "log_ratio":
         plain, clamped = _float(row["plain"]), _float(row["clamped"])
         return math.log(clamped / plain) if plain > 0 and clamped > 0 else math.nan
+    if value == "harm":
+        return _harm(row)
     if value == "excess":
         return _float(row["effect"]) - _float(row["control_mean"])
     if value not in row or isinstance(row[value], str):
         numbers = [key for key in ROW if not isinstance(row.get(key), str)]
-        raise InputError(f"{value!r} is no number of an effect; choose from {', '.join(numbers)}, log_ratio, excess")
+        raise InputError(
+            f"{value!r} is no number of an effect; choose from {', '.join(numbers)}, log_ratio, excess, harm"
+        )
     return _float(row[value])
+
+
+def _harm(row: dict[str, Any]) -> float:
+    if row["metric"] == "perplexity":
+        return _number(row, "log_ratio")
+    return _float(row["effect"]) if row["metric"].endswith("loss") else -_float(row["effect"])
 
 
 def _float(value: float | None) -> float:

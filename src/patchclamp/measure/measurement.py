@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FORMAT = "patchclamp.measurements/1"
-COLUMNS = ("text", "metric", "value", "low", "high", "n_documents", "n_tokens")
+COLUMNS = ("text", "metric", "value", "low", "high", "chance", "n_documents", "n_tokens")
 
 
 def metric_value(metric: str, mean: Any) -> Any:
@@ -37,10 +37,12 @@ def metric_value(metric: str, mean: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """Results of one metric on the items (documents) of one label.
+    """Results of one metric on the items of one label: documents of a text, or items of a task.
 
-    totals: (n_items,) float64, summed over the item's tokens. weights: (n_items,) int64, scored tokens (0: not scored).
-    text: fingerprint of the corpus, so that only measurements of the same items subtract.
+    totals: (n_items,) float64, summed over the item's tokens. weights: (n_items,) int64, scored tokens (0: not scored);
+    1 for every item of a task. text: fingerprint of the corpus or task, so that only measurements of the same items
+    subtract. scored: (n_items,) int64 scored tokens where they are not the weights. items: what happened to each item
+    (prompt, labels, value, what the model chose or wrote), as plain data.
     """
 
     metric: str
@@ -48,6 +50,9 @@ class Measurement:
     totals: NDArray[np.float64]
     weights: NDArray[np.int64]
     text: str = ""
+    scored: NDArray[np.int64] | None = None
+    items: tuple[dict[str, Any], ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -56,12 +61,44 @@ class Measurement:
 
     @property
     def n_tokens(self) -> int:
-        return int(self.weights.sum())
+        """Scored tokens of all items."""
+        return int((self.weights if self.scored is None else self.scored).sum())
 
     @property
     def value(self) -> float:
-        """Token-weighted value over all items; NaN if nothing was scored."""
-        return float(metric_value(self.metric, self.totals.sum() / self.n_tokens)) if self.n_tokens else math.nan
+        """Weighted value over all items; NaN if nothing was scored."""
+        weight = self.weights.sum()
+        return float(metric_value(self.metric, self.totals.sum() / weight)) if weight else math.nan
+
+    @property
+    def chance(self) -> float | None:
+        """What guessing among the choices reaches; None for metrics without choices."""
+        known = [item["chance"] for item in self.items if "chance" in item]
+        return float(np.mean(known)) if known else None
+
+    def by(self, key: str) -> Measurements:
+        """The same results by the value of an item label; items without it are left out.
+
+        InputError for a label that no item has, and for measurements of text.
+        """
+        values = sorted({item["labels"][key] for item in self.items if key in item.get("labels", {})})
+        if not values:
+            known = dict.fromkeys(name for item in self.items for name in item.get("labels", {}))
+            raise InputError(
+                f"no item of {self.label!r} has the label {key!r}; labels are {', '.join(known) or 'none'}"
+            )
+        found = {}
+        for value in values:
+            kept = np.array([number for number, item in enumerate(self.items) if item["labels"].get(key) == value])
+            found[value] = replace(
+                self,
+                label=value,
+                totals=self.totals[kept],
+                weights=self.weights[kept],
+                scored=None if self.scored is None else self.scored[kept],
+                items=tuple(self.items[number] for number in kept),
+            )
+        return Measurements(found, self.provenance)
 
     def interval(self, *, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
         """Bootstrap interval over documents; (nan, nan) with fewer than 2 documents."""
@@ -84,10 +121,13 @@ class Measurement:
             "totals": self.totals.tolist(),
             "tokens": self.weights.tolist(),
             "fingerprint": self.text,
+            **({} if self.scored is None else {"scored": self.scored.tolist()}),
+            **({"items": list(self.items)} if self.items else {}),
         }
 
     def __repr__(self) -> str:
-        return f"Measurement({self.label}: {self.metric} {self.value:.4g}, {self.n} documents, {self.n_tokens} tokens)"
+        things = "items" if self.items else "documents"
+        return f"Measurement({self.label}: {self.metric} {self.value:.4g}, {self.n} {things}, {self.n_tokens} tokens)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,12 +195,13 @@ class Measurements(Mapping[str, Measurement]):
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """One plain dict per label: text, metric, value, low, high (None with fewer than 2 documents), counts."""
+        """One plain dict per label: text, metric, value, low, high (None with fewer than 2 items), chance if known, counts."""
         found = []
         for label, item in self.items_by_label.items():
             low, high = (None if math.isnan(end) else end for end in item.interval())
             row = {"text": label, "metric": item.metric, "value": item.value, "low": low, "high": high}
-            found.append({**row, "n_documents": item.n, "n_tokens": item.n_tokens})
+            chance = {} if item.chance is None else {"chance": item.chance}
+            found.append({**row, **chance, "n_documents": item.n, "n_tokens": item.n_tokens})
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -184,6 +225,8 @@ class Measurements(Mapping[str, Measurement]):
                     np.asarray(entry["totals"], dtype=np.float64),
                     np.asarray(entry["tokens"], dtype=np.int64),
                     entry["fingerprint"],
+                    np.asarray(entry["scored"], dtype=np.int64) if "scored" in entry else None,
+                    tuple(entry.get("items", ())),
                 )
                 for entry in data["measurements"]
             }
@@ -192,10 +235,15 @@ class Measurements(Mapping[str, Measurement]):
             raise DamagedError(f"{path} is not a complete {FORMAT} file: {problem!r}") from problem
 
     def __rich__(self) -> Table:
-        return rich_table("Measurements", self.rows, COLUMNS)
+        return rich_table("Measurements", self.rows, self._columns())
 
     def __repr__(self) -> str:
-        return text_table("Measurements", self.rows, COLUMNS)
+        return text_table("Measurements", self.rows, self._columns())
 
     def _repr_html_(self) -> str:
-        return html_table("Measurements", self.rows, COLUMNS)
+        return html_table("Measurements", self.rows, self._columns())
+
+    def _columns(self) -> tuple[str, ...]:
+        """The columns of the tables; the chance level only where it means something."""
+        known = any(item.chance is not None for item in self.items_by_label.values())
+        return tuple(name for name in COLUMNS if known or name != "chance")
