@@ -223,15 +223,15 @@ def test_unit_classes_survive_packing(layers: list[list[int]]) -> None:
     names = ("specific", "related", "general", "unassigned", "dead")
     layout = Layout("mlp", tuple(len(layer) for layer in layers))
     flat = np.array([value for layer in layers for value in layer], dtype=np.int8)
-    packed = json.loads(json.dumps(_packed(flat, names, layout)))
-    again, legend = _unpacked(packed, layout)
+    packed = json.loads(json.dumps(_packed(flat, names, [layout])))
+    again, legend = _unpacked(packed, [layout])
     np.testing.assert_array_equal(again, flat)
     assert legend == names
 
 
 def test_packing_is_readable_and_short() -> None:
     flat = np.array([4] * 1000 + [0, 0, 1], dtype=np.int8)
-    packed = _packed(flat, ("specific", "related", "general", "unassigned", "dead"), Layout("mlp", (1003,)))
+    packed = _packed(flat, ("specific", "related", "general", "unassigned", "dead"), [Layout("mlp", (1003,))])
     assert packed["layers"] == ["1000d2sr"]
     assert _letters(("sad", "sat", "ss", "a")) == ["s", "a", "b", "c"]
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +20,37 @@ from patchclamp.core.errors import InputError
 from patchclamp.core.registry import Registry
 from patchclamp.find import finding_file, finding_view
 from patchclamp.find.ranking import discoveries, highest
-from patchclamp.models.units import Layout, Unit, UnitSet
+from patchclamp.models.units import Layout, Unit, UnitSet, layouts_of
+
+T = TypeVar("T")
+
+
+class _OneLayout:
+    """The field `layout` of a finding: the only one of its `layouts`; where there are several, asking for it is an error."""
+
+    @overload
+    def __get__(self, finding: None, owner: type | None = None) -> None: ...
+    @overload
+    def __get__(self, finding: Finding, owner: type | None = None) -> Layout: ...
+    def __get__(self, finding: Finding | None, owner: type | None = None) -> Layout | None:
+        if finding is None:
+            return None  # the constructor's default: layouts= is given instead
+        if len(finding.layouts) != 1:
+            raise InputError(f"this finding spans the sites {', '.join(finding.sites)}; use its `layouts`")
+        return finding.layouts[0]
+
+    def __set__(self, finding: Finding, layout: Layout | None) -> None:
+        if layout is not None:
+            object.__setattr__(finding, "layouts", (layout,))
 
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """Scores and classes of all units of one site, and the units chosen for each label.
+    """Scores and classes of all units of one site or several, and the units chosen for each label.
 
-    method: the finder's method, such as "ternary". model: identity of the model. layout: where units lie in the flat
-    axis (total,). chosen: (labels, total) bool, the method's own set of every label. scores: (labels, total) float64,
+    method: the finder's method, such as "ternary". model: identity of the model. layouts: where units lie in the flat
+    axis (total,): sites one after another, within a site layers one after another; layout: the same for one site.
+    chosen: (labels, total) bool, the method's own set of every label. scores: (labels, total) float64,
     larger speaks more for the label; None if the file with the scores was not there on loading. unit_score: (total,)
     float64, the method's own score where it has one per unit. member: (labels, total) bool, which labels a unit serves
     whether chosen or not. classes: (total,) int8, positions in class_names. set_classes: classes whose units the sets
@@ -38,10 +60,11 @@ class Finding:
 
     method: str
     labels: tuple[str, ...]
-    layout: Layout
     model: Mapping[str, Any]
     chosen: NDArray[np.bool_]
     scores: NDArray[np.float64] | None
+    layouts: tuple[Layout, ...] = ()
+    layout: _OneLayout = _OneLayout()
     kept_scores: NDArray[np.float64] | None = None
     unit_score: NDArray[np.float64] | None = None
     member: NDArray[np.bool_] | None = None
@@ -55,9 +78,46 @@ class Finding:
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        sites = self.sites
+        if not sites or len(set(sites)) < len(sites):
+            raise InputError(
+                f"a finding needs the layout of each of its sites once; given: {', '.join(sites) or 'none'}"
+            )
+        if self.chosen.shape != (len(self.labels), self.total):
+            raise InputError(
+                f"a finding of {len(self.labels)} labels and {self.total} units was given choices of shape {self.chosen.shape}"
+            )
+
     @property
     def site(self) -> str:
-        return self.layout.site
+        """The site, or the sites joined by "+"."""
+        return "+".join(self.sites)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return tuple(layout.site for layout in self.layouts)
+
+    @property
+    def total(self) -> int:
+        """Units of all sites: the length of the flat axis."""
+        return sum(layout.total for layout in self.layouts)
+
+    def by_site(self, flat: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Cut an array (..., total) into site -> (..., units of the site)."""
+        return {site: flat[..., span] for site, span in spans(self.layouts).items()}
+
+    def names(self, positions: Sequence[int] | NDArray[Any]) -> list[str]:
+        """Names of the units at flat positions, in the order given."""
+        return names_at(self.layouts, positions)
+
+    def position(self, unit: Unit | str) -> int:
+        """Flat position of a unit; InputError if the finding has no such unit."""
+        unit = Unit.parse(unit) if isinstance(unit, str) else unit
+        for layout, span in zip(self.layouts, spans(self.layouts).values(), strict=True):
+            if layout.site == unit.site:
+                return span.start + layout.position(unit)
+        raise InputError(f"{unit}: this finding is about {', '.join(self.sites)}")
 
     @functools.cached_property
     def sets(self) -> dict[str, UnitSet]:
@@ -107,17 +167,30 @@ class Finding:
         )
 
     def per_layer(self) -> dict[str, NDArray[np.int64]]:
-        """Class (or label, for a method without classes) -> units in each layer, (n_layers,) int64."""
-        if self.classes is None:
-            return {label: units.per_layer(self.site) for label, units in self.sets.items()}
+        """Class (or label, for a method without classes) -> units in each layer, of all sites, (n_layers,) int64."""
+        sites = list(self.per_site())
+        return {name: np.sum([self.per_site()[site][name] for site in sites], axis=0) for name in self._kinds()}
+
+    def per_site(self) -> dict[str, dict[str, NDArray[np.int64]]]:
+        """Site -> class (or label) -> units in each layer, (n_layers,) int64."""
+        kinds = self._kinds()
         return {
-            name: np.array([np.count_nonzero(layer == at) for layer in self.layout.split(self.classes)], dtype=np.int64)
-            for at, name in enumerate(self.class_names)
+            layout.site: {
+                name: np.array([np.count_nonzero(part) for part in layout.split(taken[span])], dtype=np.int64)
+                for name, taken in kinds.items()
+            }
+            for layout, span in zip(self.layouts, spans(self.layouts).values(), strict=True)
         }
+
+    def _kinds(self) -> dict[str, NDArray[np.bool_]]:
+        """Class (or label, for a method without classes) -> which units, (total,) bool."""
+        if self.classes is None:
+            return dict(zip(self.labels, self.chosen, strict=True))
+        return {name: np.asarray(self.classes == at) for at, name in enumerate(self.class_names)}
 
     def class_of(self, unit: Unit | str) -> str | None:
         """Class of a unit, by name or `Unit`; None for a method without classes."""
-        position = self.layout.position(Unit.parse(unit) if isinstance(unit, str) else unit)
+        position = self.position(unit)
         return None if self.classes is None else self.class_names[self.classes[position]]
 
     def class_counts(self) -> dict[str, int]:
@@ -141,6 +214,7 @@ class Finding:
             return finding_file.write(self, path, scores=scores)
         narrowed = replace(
             self,
+            layout=None,
             chosen=self.serving(classes),
             set_classes=tuple(classes),
             parameters={**self.parameters, "classes": list(classes)},
@@ -169,7 +243,7 @@ class Finding:
         sets = {}
         for at, label in enumerate(self.labels):
             where = np.flatnonzero(taken[at])
-            sets[label] = UnitSet.at(self.model, self.site, where, self._scores_of(at, where))
+            sets[label] = unit_set(self.model, self.layouts, where, self._scores_of(at, where))
         return sets
 
     def _scores_of(self, at: int, where: NDArray[np.int64]) -> NDArray[np.float64] | None:
@@ -185,7 +259,7 @@ class Finding:
             return top
         if share is None or not 0 <= share <= 1:
             raise InputError(f"share={share} asked for; it lies between 0 and 1")
-        return round(share * self.layout.total)
+        return round(share * self.total)
 
     def _highest(self, k: int, allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
         if self.scores is None:
@@ -216,6 +290,41 @@ class Finding:
                 f"classes={classes!r} asked for; give a list of some of {', '.join(self.class_names) or 'none'}"
             )
         return classes
+
+
+def spans(layouts: Sequence[Layout]) -> dict[str, slice]:
+    """Site -> its part of a flat axis that holds sites one after another."""
+    found, start = {}, 0
+    for layout in layouts:
+        found[layout.site] = slice(start, start + layout.total)
+        start += layout.total
+    return found
+
+
+def names_at(layouts: Sequence[Layout], positions: Sequence[int] | NDArray[Any]) -> list[str]:
+    """Names of the units at positions of the flat axis, in the order given."""
+    where = np.asarray(positions, dtype=np.int64)
+    names = np.empty(len(where), dtype=object)
+    for layout, span in zip(layouts, spans(layouts).values(), strict=True):
+        mine = (where >= span.start) & (where < span.stop)
+        names[mine] = layout.names(where[mine] - span.start)
+    return names.tolist()
+
+
+def unit_set(
+    model: Mapping[str, Any],
+    layouts: Sequence[Layout],
+    positions: NDArray[np.int64],
+    scores: NDArray[Any] | None = None,
+) -> UnitSet:
+    """The units at sorted positions of the flat axis, with scores of the same length; sites in canonical order."""
+    where, kept = {}, {}
+    for site, span in sorted(spans(layouts).items()):
+        mine = (positions >= span.start) & (positions < span.stop)
+        where[site] = positions[mine] - span.start
+        if scores is not None:
+            kept[site] = np.asarray(scores[mine], dtype=np.float64)
+    return UnitSet(layouts_of(model), where, None if scores is None else kept, model)
 
 
 finders: Registry[Callable[..., Finding]] = Registry("finder", room="patchclamp.find")

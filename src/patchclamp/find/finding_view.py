@@ -22,7 +22,7 @@ def line(finding: FindingFields) -> str:
     """One line: method, how many units of what, how many for each label."""
     sizes = ", ".join(f"{label} {count}" for label, count in _sizes(finding).items())
     return (
-        f"Finding({finding.method}: {finding.chosen.any(axis=0).sum()} of {finding.layout.total} {finding.site} units "
+        f"Finding({finding.method}: {finding.chosen.any(axis=0).sum()} of {finding.total} {finding.site} units "
         f"of {describe(finding.model)}; {sizes})"
     )
 
@@ -33,11 +33,13 @@ def summary(finding: FindingFields) -> dict[str, Any]:
         "method": finding.method,
         "model": {key: finding.model.get(key) for key in ("name", "fingerprint")},
         "site": finding.site,
-        "units": finding.layout.total,
+        "sites": list(finding.sites),
+        "units": finding.total,
         "parameters": dict(finding.parameters),
         "classes": finding.class_counts(),
         "sets": rows(finding),
-        "per_layer": {name: counts.tolist() for name, counts in finding.per_layer().items()},
+        "per_layer": _plain(finding.per_layer()),
+        "per_site": {site: _plain(counts) for site, counts in finding.per_site().items()},
         "null": dict(finding.null),
         "details": dict(finding.details),
         "notes": list(finding.notes),
@@ -106,11 +108,11 @@ def _panel(finding: FindingFields, per_layer: Mapping[str, NDArray[Any]], names:
     """Stacked bars of some of the `names` per layer; the first panel carries the legend of all."""
     import altair as alt
 
-    first = panel[0] == names[0]
+    first, n_layers = panel[0] == names[0], len(per_layer[panel[0]])
     values = [
         {"layer": layer, "units": int(per_layer[name][layer]), "kind": name, "order": names.index(name)}
         for name in panel
-        for layer in range(finding.layout.n_layers)
+        for layer in range(n_layers)
     ]
     known = all(name in COLOURS for name in names)
     scale = alt.Scale(domain=names, range=[COLOURS[name] for name in names]) if known else alt.Scale(domain=names)
@@ -125,7 +127,7 @@ def _panel(finding: FindingFields, per_layer: Mapping[str, NDArray[Any]], names:
             tooltip=["layer:O", "kind:N", "units:Q"],
         )
     )
-    width = max(240, 16 * finding.layout.n_layers)
+    width = max(240, 16 * n_layers)
     layered = alt.layer(*_stage_bands(finding, legend=first), bars).properties(width=width, height=120)
     return layered.resolve_scale(color="independent")
 
@@ -151,16 +153,22 @@ def _remarks(finding: FindingFields) -> list[str]:
     remarks = []
     counts = finding.class_counts()
     if counts:
-        remarks.append(f"all {finding.layout.total} units: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+        remarks.append(f"all {finding.total} units: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
     chance = finding.null.get("named")
     if chance is not None:
         remarks.append(
             f"{chance['observed']} units named; on shuffled labels {chance['mean']:.1f} on average, "
             f"{chance['max']} at most ({finding.null['shuffles']} shuffles, p = {chance['p']:.3g})"
         )
+    elif "said" in finding.null:
+        remarks.append(str(finding.null["said"]))
     elif "why" in finding.null:
         remarks.append(f"no null: {finding.null['why']}")
     return remarks + [f"note: {text}" for text in finding.notes]
+
+
+def _plain(counts: Mapping[str, NDArray[Any]]) -> dict[str, list[int]]:
+    return {name: values.tolist() for name, values in counts.items()}
 
 
 def _sizes(finding: FindingFields) -> dict[str, int]:
