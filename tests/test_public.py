@@ -96,19 +96,61 @@ def test_every_registered_statistic_runs_merges_and_is_documented(tiny_gpt2: Any
     assert recording.merge(recording).documents("fr") == 40
 
 
+def tagged(n: int) -> pc.Document:
+    words, spans, at = ["The", "cat", f"{n % 7}", "sat", "on", "the", "mat"], {}, 0
+    for word, tag in zip(words, ("DET", "NOUN", "NUM", "VERB", "ADP", "DET", "NOUN"), strict=True):
+        spans[f"upos={tag}"] = (*spans.get(f"upos={tag}", ()), (at, at + len(word)))
+        at += len(word) + 1
+    return pc.Document(" ".join(words), spans)
+
+
+def asked(n: int) -> dict[str, Any]:
+    choices = [" the mat", " le tapis"]
+    return {"prompt": f"The cat {n}", "answer": choices[n % 2], "choices": choices, "labels": {"country": "ab"[n % 2]}}
+
+
+TEXTS = {
+    "discrimination": {"en": [tagged(n) for n in range(30)]},
+    "syntax": {"en": [f"a|{b}|c|{d}" for b, d in zip("bdefghij", "klmnopqr", strict=True)]},
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "culture": {"shuffles": 2},
+    "discrimination": {"min_per_class": 2, "resamples": 2, "permutations": 9, "random_weights": False, "points": 0},
+    "relation": {"shuffles": 2},
+    "syntax": {"n_streams": 4, "groups": 2, "permutations": 20, "floor": False},
+    "temporal": {"cue": "en", "control": "fr", "years": "1900-1919", "shuffles": 2},
+}
+
+
+def finding_by(name: str, model: Any, text: Any) -> pc.Finding:
+    """What a finder makes of the tiny model: from a recording with all it may need, a task, or a text."""
+    finder, settings = finders[name], SETTINGS.get(name, {})
+    second = [*inspect.signature(finder).parameters][1]
+    if second == "task":
+        return finder(model, pc.Task.of([asked(n) for n in range(8)]), **settings)
+    if second == "text":
+        return finder(model, pc.corpus(TEXTS[name]), **settings)
+    wanted = ("firing", "moments", "pooled", "core", "shape")
+    return finder(record(model, text, sites=("mlp", "pre", "mlp_out"), statistics=wanted, quiet=True), **settings)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", [entry.name for entry in finders])
 def test_every_registered_finder_runs_is_documented_and_says_how_it_was_made(
     tiny_gpt2: Any, text: Any, tmp_path: Path, name: str
 ) -> None:
     finder = finders[name]
     documented = inspect.getdoc(finder) or ""
-    for parameter in list(inspect.signature(finder).parameters)[1:]:
-        assert re.search(rf"\b{parameter}: ", documented), parameter
-    finding = finder(record(tiny_gpt2, text, quiet=True))
+    given = [key for key in inspect.signature(finder).parameters if key not in ("model", "recording")]
+    for parameter in given:
+        assert re.search(rf"\b{parameter}(,\s\w+)*:\s", documented), parameter
+    finding = finding_by(name, tiny_gpt2, text)
     assert isinstance(finding, pc.Finding)
     assert finding.provenance["call"] == f"find.{name}"
-    assert set(finding.provenance["arguments"]) == set(list(inspect.signature(finder).parameters)[1:])
-    assert set(finding.sets) == {"en", "fr"}
+    reruns = {key for key in given if key not in ("text", "task", "control", "names", "batch_tokens", "quiet")}
+    assert reruns <= set(finding.provenance["arguments"])
+    assert list(finding.sets) == list(finding.labels)
+    assert finding.null
     again = pc.Finding.load(finding.save(tmp_path / "sets.json"))
     assert {label: units.names() for label, units in again.sets.items()} == {
         label: units.names() for label, units in finding.sets.items()

@@ -27,15 +27,16 @@ from patchclamp.core.errors import (
 )
 
 if TYPE_CHECKING:
-    from patchclamp import atlas, find, intervene, measure, train
+    from patchclamp import atlas, find, intervene, measure, studies, train
     from patchclamp.atlas import Atlas
-    from patchclamp.data import Corpus, Document, Selection, corpus, demo_text
+    from patchclamp.data import Corpus, Document, Selection, Task, TaskItem, corpus, demo_text, task
     from patchclamp.find import Finding
     from patchclamp.intervene import Intervention, Interventions, clamp, edit
     from patchclamp.measure import Effects, effect
     from patchclamp.models import Anatomy, LanguageModel, Layout, Unit, UnitSet, check_model, load
     from patchclamp.record import Recording, record
     from patchclamp.replay import replay
+    from patchclamp.studies.study import study
 
 _HOME = {
     "load": "models",
@@ -50,6 +51,9 @@ _HOME = {
     "Corpus": "data",
     "Document": "data",
     "Selection": "data",
+    "Task": "data",
+    "TaskItem": "data",
+    "task": "data",
     "record": "record",
     "Recording": "record",
     "clamp": "intervene",
@@ -61,8 +65,9 @@ _HOME = {
     "Finding": "find",
     "Atlas": "atlas",
     "replay": "replay",
+    "study": "studies.study",
 }
-_ROOMS = ("atlas", "find", "intervene", "measure", "train")
+_ROOMS = ("atlas", "find", "intervene", "measure", "studies", "train")
 
 __version__ = "0.1.0"
 __all__ = [
@@ -84,6 +89,8 @@ __all__ = [
     "ModelError",
     "Recording",
     "Selection",
+    "Task",
+    "TaskItem",
     "Unit",
     "UnitSet",
     "atlas",
@@ -99,6 +106,9 @@ __all__ = [
     "measure",
     "record",
     "replay",
+    "studies",
+    "study",
+    "task",
     "train",
 ]
 

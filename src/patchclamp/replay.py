@@ -7,6 +7,7 @@ or the package, recordings from their folder. A result made from live objects sa
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +20,13 @@ from patchclamp.core.callable_room import make_callable
 from patchclamp.core.errors import DamagedError, InputError, MismatchError
 from patchclamp.core.files import read_json, to_json
 from patchclamp.core.provenance import versions
-from patchclamp.data import Corpus, open_corpus
+from patchclamp.data import Corpus, Task, open_corpus, open_task
 from patchclamp.data.batches import Selection
 from patchclamp.find import Finding, finders
 from patchclamp.measure import Effects, effect
 from patchclamp.models import LanguageModel, UnitSet, load
 from patchclamp.record import Recording, record
+from patchclamp.studies.study import study
 
 make_callable(__name__)
 
@@ -62,23 +64,30 @@ def replay(
     *,
     model: LanguageModel | None = None,
     text: Corpus | None = None,
+    task: Task | Mapping[str, Task] | None = None,
     recording: Recording | None = None,
     tolerance: float = 1e-6,
 ) -> Replay:
     """Run again what made a result and compare every number.
 
-    result: a sets file, an effects file, or a recording's folder. model, text, recording: inputs that the result can't
-    name a place for, because they were live objects. tolerance: relative difference that still agrees.
+    result: a sets or effects file, a study's report.json, or a recording's folder. model, text, task, recording: inputs
+    that the result can't name a place for, because they were live objects. tolerance: relative difference that still agrees.
     Raises InputError if an input is missing, MismatchError if it is not the one that the result was made from.
     """
     path = Path(result)
-    given = {"model": model, "text": text, "recording": recording}
-    for fits, again in ((_is_recording, _recording_again), (_is_sets, _sets_again), (_is_effects, _effects_again)):
+    given = {"model": model, "text": text, "task": task, "recording": recording}
+    kinds = (
+        (_is_recording, _recording_again),
+        (_is_sets, _sets_again),
+        (_is_effects, _effects_again),
+        (_is_study, _study_again),
+    )
+    for fits, again in kinds:
         if fits(path):
             source, then, now = again(path, given)
             return _report(source, then, now, tolerance)
     raise InputError(
-        f"{path} is no result that can be replayed; give a sets file, an effects file or a recording folder"
+        f"{path} is no result that can be replayed; give a sets or effects file, a study's report.json, or a recording's folder"
     )
 
 
@@ -92,6 +101,10 @@ def _is_sets(path: Path) -> bool:
 
 def _is_effects(path: Path) -> bool:
     return _format(path).startswith("patchclamp.effects/")
+
+
+def _is_study(path: Path) -> bool:
+    return _format(path).startswith("patchclamp.study/")
 
 
 def _format(path: Path) -> str:
@@ -126,15 +139,28 @@ def _recorded(recording: Recording) -> dict[str, Any]:
 def _sets_again(path: Path, given: Mapping[str, Any]) -> Result:
     stored = Finding.load(path)
     source = _source(path, stored.provenance)
-    recording = _recording(path, source["inputs"].get("recording", {}), given)
     room, _, name = source["call"].rpartition(".")
     if room != "find":
         raise InputError(f"{path} was made by {source['call']}, which is no finder")
-    again = finders[name](recording, **source["arguments"])
+    subject, read = _subject(path, source["inputs"], given)
+    again = finders[name](subject, **read, **source["arguments"])
     narrowed = stored.parameters.get("classes")
     sets = again.select(classes=narrowed) if narrowed else again.sets
     kept = stored.scores is not None  # a file saved without its scores differs in nothing else
     return source, _found(stored, stored.sets, scores=kept), _found(again, sets, scores=kept)
+
+
+def _subject(path: Path, inputs: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What a finder worked on: a recording, or a model and the text or tasks that it was run on, by parameter."""
+    if "model" not in inputs:
+        return _recording(path, inputs.get("recording", {}), given), {}
+    model = _model(inputs["model"], given)
+    if "fingerprint" not in inputs.get("text", {"fingerprint": None}):
+        raise InputError(
+            f"{path} was made from text that it names no place for; it can't be replayed from the file alone"
+        )
+    read: dict[str, Any] = {"text": _text(inputs["text"], given)} if "text" in inputs else {}
+    return model, read | _tasks(inputs.get("tasks", {}), model, given)
 
 
 def _found(finding: Finding, sets: Mapping[str, UnitSet], *, scores: bool) -> dict[str, Any]:
@@ -149,11 +175,37 @@ def _effects_again(path: Path, given: Mapping[str, Any]) -> Result:
     inputs, arguments = source["inputs"], dict(source["arguments"])
     model = _model(inputs["model"], given)
     sets = {name: UnitSet.from_dict(entry, model) for name, entry in inputs["sets"].items()}
-    select = Selection(**arguments.pop("select", {}))
     recording = _recording(path, inputs["recording"], given) if inputs.get("recording") else None
-    text = _text(inputs["text"], given)
-    again = effect(model, sets, on=text, recording=recording, select=select, **arguments)
+    on: Any
+    if "tasks" in inputs:
+        on = _tasks(inputs["tasks"], model, given)
+    else:
+        on = _text(inputs["text"], given)
+        arguments["select"] = Selection(**arguments.get("select", {}))
+    again = effect(model, sets, on=on, recording=recording, **arguments)
     return source, _measured(stored), _measured(again)
+
+
+def _study_again(path: Path, given: Mapping[str, Any]) -> Result:
+    stored = read_json(path)
+    source = _source(path, stored.get("provenance", {}))
+    model = _model(source["inputs"]["model"], given)
+    arguments = {name: _argument(value, model, given) for name, value in source["arguments"].items()}
+    with tempfile.TemporaryDirectory() as folder:
+        again = study(source["call"].removeprefix("study."), model, out=Path(folder) / "run", quiet=True, **arguments)
+    shown = ("tables", "beside", "verdict")
+    return source, {key: stored[key] for key in shown}, _stored({key: again.to_dict()[key] for key in shown})
+
+
+def _argument(value: Any, model: LanguageModel, given: Mapping[str, Any]) -> Any:
+    """An argument of a study from what `described` made of it: texts and tasks are opened again."""
+    if isinstance(value, Mapping):
+        if set(value) == {"corpus"}:
+            return _text(value["corpus"], given)
+        if set(value) == {"task"}:
+            return _tasks({value["task"]["name"]: value["task"]}, model, given)[value["task"]["name"]]
+        return {name: _argument(item, model, given) for name, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _measured(effects: Effects) -> dict[str, Any]:
@@ -200,6 +252,18 @@ def _text(identity: Mapping[str, Any], given: Mapping[str, Any]) -> Corpus:
     if given["text"].fingerprint != identity["fingerprint"]:
         raise MismatchError("the text given is not the one that the result was made from")
     return given["text"]
+
+
+def _tasks(identities: Mapping[str, Any], model: LanguageModel, given: Mapping[str, Any]) -> dict[str, Task]:
+    """The tasks of a result, opened again or given."""
+    task = given["task"]
+    if task is None:
+        return {name: open_task(entry, tokenizer=model.tokenizer) for name, entry in identities.items()}
+    tasks = dict.fromkeys(identities, task) if isinstance(task, Task) else dict(task)
+    for name, entry in identities.items():
+        if name not in tasks or tasks[name].fingerprint != entry["fingerprint"]:
+            raise MismatchError(f"the task {name!r} given is not the one that the result was made from")
+    return {name: tasks[name] for name in identities}
 
 
 def _report(source: Mapping[str, Any], then: Any, now: Any, tolerance: float) -> Replay:

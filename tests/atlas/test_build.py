@@ -93,6 +93,22 @@ def test_scores_classes_and_sets_equal_the_finding(built: Atlas, made: SimpleNam
         assert built.set(label, run=2) == finding.sets[label]
 
 
+def test_a_finding_over_several_sites_gives_each_site_its_scores(made: SimpleNamespace, tmp_path: Path) -> None:
+    layouts = tuple(made.model.layouts[site] for site in ("pre", "v"))
+    scores = np.arange(float(sum(layout.total for layout in layouts)))[None]
+    chosen = np.isin(scores, (3.0, layouts[0].total + 1.0))
+    finding = Finding(
+        "mine", ("a",), layouts=layouts, model=made.model.identity, chosen=chosen, scores=scores, unit_score=scores[0]
+    )
+    path = finding.save(tmp_path / "two.json")
+    for number, source in enumerate((finding, path)):
+        with build(tmp_path / f"{number}.atlas.duckdb", findings=[source], model=made.model, quiet=True) as atlas:
+            assert atlas.unit("pre.0.3")["scores"][0]["score"] == 3.0
+            assert atlas.unit("v.0.1")["scores"][0]["score"] == layouts[0].total + 1.0
+            members = atlas.sql("SELECT count(*) AS n FROM set_units").rows
+            assert next(iter(members[0].values() if isinstance(members[0], dict) else members[0])) == 2
+
+
 def test_effects_are_tied_to_the_sets_that_were_clamped(built: Atlas, made: SimpleNamespace) -> None:
     stored = built.sql("SELECT * FROM effects ORDER BY effect_id").dicts()
     for row, given in zip(stored, made.effects.rows, strict=True):

@@ -13,8 +13,8 @@ from rich.console import Console
 from tests.cli.conftest import Chain
 from tests.cli.program import program, real_program
 
-from patchclamp.cli.find import documented
 from patchclamp.cli.main import app, main
+from patchclamp.cli.signatures import documented
 
 COMMANDS = (
     "demo", "record", "find", "find language", "effect", "perplexity", "edit", "atlas build", "atlas query",

@@ -202,8 +202,14 @@ def _write_finding(writer: Writer, finding: Finding, where: str | None) -> None:
     ids = writer.labels(run, dict.fromkeys(finding.labels, (None, None)))
     scores = finding.scores if finding.scores is not None else finding.kept_scores
     columns = {"score": scores, "p": finding.p_values, "chosen": finding.chosen, "member": finding.member}
-    writer.scores(ids, finding.site, columns)
-    writer.classes(run, finding.site, finding.classes, finding.class_names, finding.unit_score)
+    for site in finding.sites:
+        own = {name: None if values is None else finding.by_site(values)[site] for name, values in columns.items()}
+        writer.scores(ids, site, own)
+        classes, unit_score = (
+            None if values is None else finding.by_site(values)[site]
+            for values in (finding.classes, finding.unit_score)
+        )
+        writer.classes(run, site, classes, finding.class_names, unit_score)
     for label_id, (name, units) in zip(ids, finding.sets.items(), strict=True):
         writer.set(run, name, units, label_id=label_id)
 

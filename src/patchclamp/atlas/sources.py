@@ -51,7 +51,8 @@ def finding_of(given: Any) -> tuple[Finding | dict[str, UnitSet], str | None]:
     if not isinstance(given, str | os.PathLike):
         raise InputError(f"a Finding, a mapping of unit sets or a sets file is needed, not {type(given).__name__}")
     data = read_json(given, format=SETS_FORMAT)
-    return (Finding.load(given) if "method" in data and "layout" in data else load_sets(given)), str(given)
+    complete = "method" in data and ("layout" in data or "layouts" in data)
+    return (Finding.load(given) if complete else load_sets(given)), str(given)
 
 
 def effects_of(given: Effects | str | os.PathLike[str]) -> tuple[Effects, str | None]:
@@ -132,7 +133,8 @@ def content_fingerprint(source: Any) -> str:
     if hasattr(source, "rows"):
         return sha256_text(to_json([model_of(source)["fingerprint"], source.rows, _units_of_effects(source)]))
     digest = hashlib.sha256()
-    named = [source.model["fingerprint"], source.method, source.site, list(source.labels), source.parameters]
+    sites = source.sites[0] if len(source.sites) == 1 else list(source.sites)
+    named = [source.model["fingerprint"], source.method, sites, list(source.labels), source.parameters]
     digest.update(to_json(named).encode())
     for name in ("chosen", "scores", "classes"):
         values = getattr(source, name, None)

@@ -11,7 +11,13 @@ import typer
 from patchclamp.cli import options as o
 from patchclamp.cli.output import emit, table
 
-TABLES = {"finder": "find:finders", "statistic": "record.statistics:statistics"}
+TABLES = {
+    "finder": "find:finders",
+    "statistic": "record.statistics:statistics",
+    "metric": "measure:metrics",
+    "study": "studies.study:studies",
+    "generator": "data.generate:GENERATORS",
+}
 EXAMPLE = """Example:
 
   patchclamp list finder
@@ -23,11 +29,14 @@ def register(app: typer.Typer) -> None:
 
 
 def list_entries(
-    kind: Annotated[str | None, typer.Argument(help="Only entries of one kind: finder or statistic.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="Only entries of one kind: finder, statistic, metric, study or generator.")
+    ] = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """List finders and statistics, built in and from installed packages."""
+    """List finders, statistics, metrics and studies, built in or installed, and generators of tasks."""
     from patchclamp.core.errors import InputError
+    from patchclamp.core.registry import Entry
 
     if kind is not None and kind not in TABLES:
         raise InputError(f"no kind {kind!r}; kinds are {', '.join(TABLES)}")
@@ -35,6 +44,8 @@ def list_entries(
     for place in [TABLES[kind]] if kind else TABLES.values():
         room, _, name = place.partition(":")
         entries = getattr(importlib.import_module(f"patchclamp.{room}"), name)
+        if isinstance(entries, dict):
+            entries = [Entry(key, "generator", target) for key, target in sorted(entries.items())]
         rows.extend(entry.to_dict() for entry in entries)
     for row in rows:
         row["parameters"] = {k: None if inspect.isclass(v) else v for k, v in row["parameters"].items()}

@@ -14,7 +14,22 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from patchclamp.cli import atlas, check, demo, edit, effect, find, listing, models, perplexity, record, replay, train
+from patchclamp.cli import (
+    atlas,
+    check,
+    demo,
+    edit,
+    effect,
+    find,
+    listing,
+    models,
+    perplexity,
+    record,
+    replay,
+    score,
+    study,
+    train,
+)
 
 FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -69,7 +84,22 @@ def options(
     """Record every unit of a language model, find those that carry something, clamp them, measure the effect."""
 
 
-for module in (demo, record, find, effect, perplexity, edit, atlas, check, models, train, replay, listing):
+for module in (
+    demo,
+    record,
+    find,
+    effect,
+    perplexity,
+    score,
+    edit,
+    atlas,
+    study,
+    check,
+    models,
+    train,
+    replay,
+    listing,
+):
     module.register(app)
 
 

@@ -21,7 +21,10 @@ def register(app: typer.Typer) -> None:
 
 
 def replay(
-    result: Annotated[Path, typer.Argument(metavar="RESULT", help="A sets or effects file, or a recording folder.")],
+    result: Annotated[
+        Path,
+        typer.Argument(metavar="RESULT", help="A sets or effects file, a study's report.json, or a recording folder."),
+    ],
     tolerance: Annotated[
         float, typer.Option("--tolerance", min=0.0, help="Relative difference that still agrees.")
     ] = 1e-6,

@@ -71,11 +71,14 @@ def language_neurons(
     controls: int = 10,
     seed: int = 0,
     overwrite: bool = False,
+    resume: bool = False,
     say: Callable[[str], None] = lambda message: None,
 ) -> LanguageNeurons:
     """Find each label's neurons in `find_on` and measure in `measure_on` what clamping them to 0 does.
 
     Writes NAME.recording/, NAME.sets.json, NAME.effects.json, NAME.atlas.duckdb and NAME.html into the folder `out`.
+    resume: take the recording, sets and effects that are there and go on; the caller knows that they are of this model and
+    these arguments.
     Raises InputError if the two texts have different labels or (without `overwrite`) a file is there already.
     """
     started = time.perf_counter()
@@ -85,18 +88,25 @@ def language_neurons(
         )
     out.mkdir(parents=True, exist_ok=True)
     files = {kind: out / f"{name}{suffix}" for kind, suffix in SUFFIXES.items()}
-    if not overwrite and (taken := [path for path in files.values() if path.exists()]):
+    if not (overwrite or resume) and (taken := [path for path in files.values() if path.exists()]):
         raise InputError(f"{taken[0]} exists already; choose another folder or name")
 
     say(f"1/5 recording every MLP neuron of {model.name} over {len(find_on.labels)} texts")
-    _clear(files["recording"])
-    recording = record(model, find_on, statistics=("firing", "moments", "exemplars"), out=files["recording"])
+    if not resume:
+        _clear(files["recording"])
+        for kind in ("sets", "effects"):
+            files[kind].unlink(missing_ok=True)
+    statistics = ("firing", "moments", "exemplars")
+    recording = record(model, find_on, statistics=statistics, out=files["recording"], resume=resume)
     say("2/5 finding the neurons of each label")
-    finding = language(recording, rate=rate, bar=bar, seed=seed)
-    finding.save(files["sets"])
+    if not files["sets"].exists():
+        language(recording, rate=rate, bar=bar, seed=seed).save(files["sets"])
+    finding = Finding.load(files["sets"])
     say(f"3/5 clamping each set and {controls} matched-random sets to 0, on text that the finder did not see")
-    effects = effect(model, finding.sets, on=measure_on, to=0.0, controls=controls, permutations=19_999, seed=seed)
-    effects.save(files["effects"])
+    if not files["effects"].exists():
+        found = effect(model, finding.sets, on=measure_on, to=0.0, controls=controls, permutations=19_999, seed=seed)
+        found.save(files["effects"])
+    effects = Effects.load(files["effects"])
     say("4/5 building the atlas")
     build_atlas(
         files["atlas"],
@@ -105,7 +115,7 @@ def language_neurons(
         effects=[effects],
         model=model,
         corpus=find_on,
-        overwrite=overwrite,
+        overwrite=overwrite or resume,
     )
     say("5/5 drawing the page")
     result = LanguageNeurons(recording, finding, effects, files, time.perf_counter() - started)

@@ -166,9 +166,14 @@ def bars(counts: Any) -> str:
 
 def own_rows(study: Study) -> list[dict[str, Any]]:
     """The effects of every set on the text of its own label, intervals and controls as text."""
+    return effect_rows(study.effects)
+
+
+def effect_rows(effects: Effects) -> list[dict[str, Any]]:
+    """The effect of every set on the text of the same name, where there is one."""
     rows = []
-    for name in study.effects.sets:
-        row = dict(study.effects.row(name, name))
+    for name in (name for name in effects.sets if name in effects.texts):
+        row = dict(effects.row(name, name))
         row["interval"] = "–" if row["low"] is None else f"[{short(row['low'])}, {short(row['high'])}]"
         row["random"] = "–"
         if row["control_mean"] is not None:
@@ -259,9 +264,14 @@ def layer_chart(study: Study) -> Any:
 
 def matrix_chart(study: Study) -> Any:
     """Altair: change of log-loss per token for every clamped set and text, nats."""
+    return effects_chart(study.effects, "Change of log-loss when a language's neurons are clamped to 0")
+
+
+def effects_chart(effects: Effects, title: str) -> Any:
+    """Altair: sets by texts, coloured by the change of log-loss per token."""
     import altair as alt
 
-    effects, matrix = study.effects, study.effects.matrix("log_ratio")
+    matrix = effects.matrix("log_ratio")
     values = [
         {"set": name, "text": text, "change": float(matrix[i, j]), "shown": f"{matrix[i, j]:+.2f}"}
         for i, name in enumerate(effects.sets)
@@ -279,9 +289,7 @@ def matrix_chart(study: Study) -> Any:
     words = base.mark_text(fontSize=13).encode(
         text="shown:N", color=alt.condition(dark, alt.value("white"), alt.value("#1c2733"))
     )
-    return (base.mark_rect(stroke="white").encode(color=colour) + words).properties(
-        title="Change of log-loss when a language's neurons are clamped to 0"
-    )
+    return (base.mark_rect(stroke="white").encode(color=colour) + words).properties(title=title)
 
 
 def example_tables(study: Study, per_label: int = 3) -> list[Table]:

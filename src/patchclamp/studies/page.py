@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from patchclamp import __version__
 from patchclamp.core.files import atomic_write
+from patchclamp.core.provenance import versions
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Page:
         )
         environment.filters["cell"] = cell
         environment.filters["svg"] = lambda chart: Markup(chart_svg(chart))
-        return environment.get_template("page.html").render(page=self, version=__version__)
+        return environment.get_template("page.html").render(page=self, version=versions()["patchclamp"])
 
     def save(self, path: Path) -> Path:
         """Write the page, whole or not at all."""
