@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from patchclamp.core.errors import InputError
@@ -52,10 +53,12 @@ def bigcode(multi_query: bool) -> Any:
     return GPTBigCodeForCausalLM(config)
 
 
+# transformers 5.0 has no kimi_linear yet, and fails in dbrx's experts where their width is not the model's
+NEWER = () if transformers.__version__.startswith("5.0.") else ("dbrx", "kimi_linear")
 FUSED: dict[str, Callable[[], Any]] = {
     **{
         name: partial(tiny_model, name)
-        for name in ("gpt2", "phi3", "gpt_neox", "bloom", "codegen", "mpt", "persimmon", "dbrx", "openai-gpt")
+        for name in ("gpt2", "phi3", "gpt_neox", "bloom", "codegen", "mpt", "persimmon", "openai-gpt", *NEWER[:1])
     },
     "falcon, one key-value head": lambda: falcon(multi_query=True, new_decoder_architecture=False),
     "falcon, all heads": lambda: falcon(multi_query=False, new_decoder_architecture=False, alibi=True),
@@ -199,7 +202,7 @@ def test_a_layout_that_does_not_stand_the_trial_is_left_out_with_its_reason(monk
     [
         ("deepseek_v3", "latent vectors"),
         ("rwkv", "no query projection"),
-        ("kimi_linear", "convolution"),
+        *((kind, "convolution") for kind in NEWER[1:]),
         ("xlnet", "no attention output projection"),
     ],
 )
