@@ -15,9 +15,12 @@ study() { # study FOLDER NAME OPTIONS...
   patchclamp study run "$2" --model "$model" --out "$out/$1" "${@:3}"
 }
 
-awk -F'\t' '$4 == "hateful" {print $3}' "$data/hatecheck/hatecheck.tsv" > "$out/hateful.txt"
-awk -F'\t' '$4 == "non-hateful" {print $3}' "$data/hatecheck/hatecheck.tsv" > "$out/fine.txt"
-study hatecheck eigenshift-detection --text hateful="$out/hateful.txt" --text fine="$out/fine.txt" --positive hateful --documents 200
+cases() { # cases GOLD STEP: every so manieth case, for the file is in the order of its templates
+  awk -F'\t' -v gold="$1" -v step="$2" '$4 == gold && n++ % step == 0 {print $3}' "$data/hatecheck/hatecheck.tsv"
+}
+cases hateful 12 > "$out/hateful.txt"
+cases non-hateful 5 > "$out/fine.txt"
+study hatecheck eigenshift-detection --text hateful="$out/hateful.txt" --text fine="$out/fine.txt" --positive hateful
 
 study relations relation-neurons --relations "$data/lre_relations/factual" --limit 25 --shares 0.02 --controls 2
 
