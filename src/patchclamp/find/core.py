@@ -20,7 +20,7 @@ from patchclamp.core.progress import progress
 from patchclamp.core.provenance import provenance
 from patchclamp.find.core_similarity import between_labels, documents_alike, stability
 from patchclamp.find.finding import Finding, finders
-from patchclamp.find.skill_cells import SkillRecording
+from patchclamp.find.recordings import RecordingLike
 from patchclamp.find.skill_distance import welch
 from patchclamp.models.units import Layout, layouts_of
 from patchclamp.record.statistics.core import Core, check_share, core_size, sentence_core
@@ -32,7 +32,7 @@ SPECIFIC, SHARED, GENERAL, REST = range(len(CLASSES))
 
 @finders.add("core")
 def core(
-    recording: SkillRecording,
+    recording: RecordingLike,
     *,
     beta: float = 0.2,
     site: str = "mlp",
@@ -121,7 +121,7 @@ def classes_of(chosen: NDArray[np.bool_]) -> NDArray[np.int8]:
     return classes
 
 
-def _statistics(recording: SkillRecording, site: str, min_tokens: int) -> dict[str, Core]:
+def _statistics(recording: RecordingLike, site: str, min_tokens: int) -> dict[str, Core]:
     if "core" not in recording.statistics:
         raise InputError(
             f"the recording holds {', '.join(recording.statistics)}; core neurons need the statistic core: "
@@ -233,7 +233,7 @@ def _notes(found: Mapping[str, Core], chosen: NDArray[np.bool_], layout: Layout)
     return tuple(notes)
 
 
-def _inputs(recording: SkillRecording) -> dict[str, Any]:
+def _inputs(recording: RecordingLike) -> dict[str, Any]:
     folder = recording.folder
     path = None if folder is None else str(folder.absolute())
     return {"recording": {"fingerprint": recording.fingerprint, "path": path, "corpus": dict(recording.corpus)}}

@@ -19,7 +19,8 @@ from patchclamp.core.provenance import provenance
 from patchclamp.find.experts_null import null_record, power_notes, shuffled_scores
 from patchclamp.find.finding import Finding, finders, names_at
 from patchclamp.find.ranking import discoveries, highest
-from patchclamp.find.responses import PooledRecording, Responses, inputs_of, responses
+from patchclamp.find.recordings import RecordingLike
+from patchclamp.find.responses import Responses, inputs_of, responses
 from patchclamp.find.separation import Separation, checked_labels, separate
 
 __all__ = ["experts", "multipliers"]
@@ -32,7 +33,7 @@ _ALTERNATIVES = {"top": "greater", "bottom": "less", "both": "two-sided"}
 
 @finders.add("experts")
 def experts(
-    recording: PooledRecording,
+    recording: RecordingLike,
     *,
     positive: str | Sequence[str] | None = None,
     negative: str | Sequence[str] | None = None,

@@ -19,7 +19,7 @@ from patchclamp.core.errors import InputError
 from patchclamp.core.provenance import provenance
 from patchclamp.find.finding import Finding, finders
 from patchclamp.find.language_compare import Comparison, Overlap, compare, overlap
-from patchclamp.find.language_counts import Counts, FiringRecording, gather
+from patchclamp.find.language_counts import Counts, gather
 from patchclamp.find.language_notes import notes
 from patchclamp.find.language_null import shuffled_labels
 from patchclamp.find.language_selection import (
@@ -35,6 +35,7 @@ from patchclamp.find.language_selection import (
     ternary,
 )
 from patchclamp.find.language_stages import divide
+from patchclamp.find.recordings import RecordingLike
 
 __all__ = ["Comparison", "Overlap", "compare", "language", "overlap"]
 
@@ -44,7 +45,7 @@ FORMS = ("code", "paper")
 
 @finders.add("language")
 def language(
-    recording: FiringRecording,
+    recording: RecordingLike,
     *,
     method: str = "ternary",
     rate: float = 0.01,
@@ -144,7 +145,7 @@ def _parameters(
     return shown | {"threshold": threshold}
 
 
-def _inputs(recording: FiringRecording) -> dict[str, Any]:
+def _inputs(recording: RecordingLike) -> dict[str, Any]:
     folder = recording.folder
     return {
         "recording": {

@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patchclamp.core.errors import InputError
+from patchclamp.find.recordings import RecordingLike
 from patchclamp.models.units import Layout, layouts_of
-
-
-class FiringRecording(Protocol):
-    """What a recording must offer here; `patchclamp.Recording` does."""
-
-    folder: Path | None  # None for one that is held in memory only
-
-    @property
-    def labels(self) -> Sequence[str]: ...
-
-    @property
-    def sites(self) -> Sequence[str]: ...
-
-    @property
-    def model(self) -> Mapping[str, Any]: ...
-
-    @property
-    def corpus(self) -> Mapping[str, Any]: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def get(self, statistic: str, label: str, site: str = "mlp") -> Any: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +43,7 @@ class Counts:
         return wide
 
 
-def gather(recording: FiringRecording, site: str, *, min_tokens: int, keep_folds: bool) -> Counts:
+def gather(recording: RecordingLike, site: str, *, min_tokens: int, keep_folds: bool) -> Counts:
     """Counts of every label at one site; keep_folds: False adds the folds up at once, for an eighth of the memory.
 
     Raises InputError for fewer than two labels, a site that was not recorded, and labels with too few tokens.

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from patchclamp.find.language_counts import Counts, FiringRecording
+from patchclamp.find.language_counts import Counts
 from patchclamp.find.language_selection import CLASSES, Split
+from patchclamp.find.recordings import RecordingLike
 
 
-def notes(recording: FiringRecording, counts: Counts, split: Split, details: dict[str, Any]) -> tuple[str, ...]:
+def notes(recording: RecordingLike, counts: Counts, split: Split, details: dict[str, Any]) -> tuple[str, ...]:
     """All remarks that apply to this finding, one sentence each; empty if there is nothing to say."""
     remarks = [
         _gated_note(recording, counts),
@@ -41,7 +42,7 @@ def _layers_note(counts: Counts) -> str | None:
     return f"{left_out} units lie in layers that were not recorded: rate and bar refer to the others, and no stages are drawn"
 
 
-def _gated_note(recording: FiringRecording, counts: Counts) -> str | None:
+def _gated_note(recording: RecordingLike, counts: Counts) -> str | None:
     gated = "gated" in recording.model.get("forms", ())
     if counts.layout.site != "mlp" or counts.signal != "value" or not gated:
         return None

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from scipy.stats import hypergeom
 
 from patchclamp.core.errors import InputError
-from patchclamp.find.responses import PooledRecording, responses
+from patchclamp.find.recordings import RecordingLike
+from patchclamp.find.responses import responses
 from patchclamp.measure.holm import holm
 
 
 def layer_experts(
-    recording: PooledRecording,
+    recording: RecordingLike,
     *,
     positive: str | Sequence[str],
     site: str = "resid",

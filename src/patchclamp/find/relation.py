@@ -28,7 +28,8 @@ from patchclamp.find.experts import (
 )
 from patchclamp.find.experts_null import null_record, power_notes, shuffled_scores
 from patchclamp.find.finding import Finding, finders
-from patchclamp.find.responses import PooledRecording, Responses, inputs_of, responses
+from patchclamp.find.recordings import RecordingLike
+from patchclamp.find.responses import Responses, inputs_of, responses
 from patchclamp.find.separation import checked_labels, separate
 
 __all__ = ["relation"]
@@ -38,7 +39,7 @@ PAPER_SHARE = 3000 / 835_584  # of the FFN units of Llama-2-7B
 
 @finders.add("relation")
 def relation(
-    recording: PooledRecording,
+    recording: RecordingLike,
     *,
     pool: str = "mean",
     negatives: int = 4,

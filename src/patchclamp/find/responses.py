@@ -6,45 +6,19 @@ some units at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patchclamp.core.errors import InputError
 from patchclamp.find.finding import names_at, spans
+from patchclamp.find.recordings import RecordingLike
 from patchclamp.models.units import Layout, Unit, layouts_of
 
 POOLS = ("mean", "max", "last")
-
-
-class PooledRecording(Protocol):
-    """What a recording must offer here; `patchclamp.Recording` does."""
-
-    folder: Path | None
-
-    @property
-    def labels(self) -> Sequence[str]: ...
-
-    @property
-    def sites(self) -> Sequence[str]: ...
-
-    @property
-    def statistics(self) -> Sequence[str]: ...
-
-    @property
-    def model(self) -> Mapping[str, Any]: ...
-
-    @property
-    def corpus(self) -> Mapping[str, Any]: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def get(self, statistic: str, label: str, site: str = "mlp") -> Any: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +106,7 @@ class _Part:
         return np.ascontiguousarray(np.concatenate(cut).T, dtype=np.float32)
 
 
-def responses(recording: PooledRecording, sites: str | Sequence[str] | None = "mlp", pool: str = "mean") -> Responses:
+def responses(recording: RecordingLike, sites: str | Sequence[str] | None = "mlp", pool: str = "mean") -> Responses:
     """Read the pooled responses of one site or several (None: all that were recorded).
 
     pool: mean, max or last over the tokens of a document that count. InputError for a recording without the statistic
@@ -173,7 +147,7 @@ def responses(recording: PooledRecording, sites: str | Sequence[str] | None = "m
     )
 
 
-def inputs_of(recording: PooledRecording) -> dict[str, Any]:
+def inputs_of(recording: RecordingLike) -> dict[str, Any]:
     """What made the responses, for provenance."""
     folder = None if recording.folder is None else str(recording.folder.absolute())
     return {
@@ -181,7 +155,7 @@ def inputs_of(recording: PooledRecording) -> dict[str, Any]:
     }
 
 
-def _part(recording: PooledRecording, labels: Sequence[str], site: str, pool: str) -> tuple[_Part, NDArray[np.int64]]:
+def _part(recording: RecordingLike, labels: Sequence[str], site: str, pool: str) -> tuple[_Part, NDArray[np.int64]]:
     """What to read of a site, and the flat positions of its units."""
     pieces, rows = [], []
     units = np.zeros(0, dtype=np.int64)

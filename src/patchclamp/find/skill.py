@@ -21,7 +21,8 @@ from patchclamp.core.errors import InputError
 from patchclamp.core.provenance import provenance
 from patchclamp.find.finding import Finding, finders
 from patchclamp.find.ranking import highest
-from patchclamp.find.skill_cells import Cells, SkillRecording, gather
+from patchclamp.find.recordings import RecordingLike
+from patchclamp.find.skill_cells import Cells, gather
 from patchclamp.find.skill_distance import DISTANCES, IMPORTANCE, Distance, importance, welch
 from patchclamp.find.skill_normality import bucket_edges, normality
 from patchclamp.find.skill_null import oriented, shuffled_cells
@@ -32,7 +33,7 @@ RULES = ("exact", "paper")
 
 @finders.add("skill")
 def skill(
-    recording: SkillRecording,
+    recording: RecordingLike,
     *,
     forget: str | Sequence[str] | None = None,
     retain: Sequence[str] | None = None,
@@ -145,7 +146,7 @@ def chosen_units(score: NDArray[np.float64], share: float, rule: str, positive: 
 
 
 def distributions(
-    recording: SkillRecording, forget: str, *, retain: Sequence[str] | None = None, site: str | None = None
+    recording: RecordingLike, forget: str, *, retain: Sequence[str] | None = None, site: str | None = None
 ) -> tuple[Distribution, Distribution]:
     """The distributions of all recorded units on a skill and on the rest, as `skill` compares them: mean and std of both."""
     cells = gather(recording, site, min_tokens=2)
@@ -181,7 +182,7 @@ def _p_values(
 
 
 def _details(
-    recording: SkillRecording,
+    recording: RecordingLike,
     cells: Cells,
     labels: Sequence[str],
     skills: NDArray[np.int64],
@@ -209,7 +210,7 @@ def _details(
 
 
 def _histogram(
-    recording: SkillRecording, cells: Cells, labels: NDArray[np.bool_], units: NDArray[np.int64]
+    recording: RecordingLike, cells: Cells, labels: NDArray[np.bool_], units: NDArray[np.int64]
 ) -> dict[str, Any]:
     """Bucket edges and counts of some units over some labels; nothing if no histogram was recorded."""
     if "histogram" not in recording.statistics:
@@ -250,7 +251,7 @@ def _notes(
     return tuple(found)
 
 
-def _inputs(recording: SkillRecording) -> dict[str, Any]:
+def _inputs(recording: RecordingLike) -> dict[str, Any]:
     folder = recording.folder
     path = None if folder is None else str(folder.absolute())
     return {"recording": {"fingerprint": recording.fingerprint, "path": path, "corpus": dict(recording.corpus)}}

@@ -4,39 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patchclamp.core.errors import InputError
+from patchclamp.find.recordings import RecordingLike
 from patchclamp.models.units import Layout, layouts_of
 from patchclamp.record.statistics.shape import Distribution
 
 Floats = NDArray[np.float64]
 PREFERRED = ("pre", "gate", "mlp")
-
-
-class SkillRecording(Protocol):
-    """What a recording must offer here; `patchclamp.Recording` does."""
-
-    folder: Path | None
-
-    @property
-    def labels(self) -> Sequence[str]: ...
-    @property
-    def sites(self) -> Sequence[str]: ...
-    @property
-    def statistics(self) -> Sequence[str]: ...
-    @property
-    def model(self) -> dict[str, Any]: ...
-    @property
-    def corpus(self) -> dict[str, Any]: ...
-    @property
-    def fingerprint(self) -> str: ...
-
-    def get(self, statistic: str, label: str, site: str = "mlp") -> Any: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +82,7 @@ class Sums:
         return Distribution(np.asarray(n), self.centre + first / max(n, 1), second, size=size)
 
 
-def gather(recording: SkillRecording, site: str | None, *, min_tokens: int) -> Cells:
+def gather(recording: RecordingLike, site: str | None, *, min_tokens: int) -> Cells:
     """The cells of a recording at one site: folds from the statistic `shape`, whole labels from `moments`.
 
     site: None takes the first of pre, gate and mlp that was recorded. InputError for a single label, a site or statistic that
@@ -146,7 +125,7 @@ def gather(recording: SkillRecording, site: str | None, *, min_tokens: int) -> C
     )
 
 
-def chosen_site(recording: SkillRecording, site: str | None) -> str:
+def chosen_site(recording: RecordingLike, site: str | None) -> str:
     """The site asked for, or the first of pre, gate and mlp that was recorded; InputError if it was not recorded."""
     if site is None:
         found = next((name for name in (*PREFERRED, *recording.sites) if name in recording.sites), None)

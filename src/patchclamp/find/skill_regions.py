@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from patchclamp.core.errors import InputError, MismatchError
 from patchclamp.core.provenance import provenance
+from patchclamp.find.recordings import RecordingLike
 from patchclamp.find.skill import pairs
 from patchclamp.find.skill_box import Region
-from patchclamp.find.skill_cells import SkillRecording
 from patchclamp.measure.holm import holm
 from patchclamp.models.units import Layout, describe, layouts_of
 
@@ -104,13 +104,13 @@ class Regions:
 
 
 def skill_regions(
-    recording: SkillRecording,
+    recording: RecordingLike,
     *,
     forget: str,
     retain: Sequence[str] | None = None,
     site: str = "mlp",
     fit: str = "last",
-    held_out: SkillRecording | None = None,
+    held_out: RecordingLike | None = None,
     alphas: Sequence[float] = ALPHAS,
     seed: int = 0,
 ) -> Regions:
@@ -158,7 +158,7 @@ def skill_regions(
 Parts = dict[str, list[NDArray[np.float32]]]  # name -> rows (documents, total), one array per label
 
 
-def _parts(source: SkillRecording, forget: str, others: Sequence[str], site: str, seed: int, *, fitting: bool) -> Parts:
+def _parts(source: RecordingLike, forget: str, others: Sequence[str], site: str, seed: int, *, fitting: bool) -> Parts:
     """Last-token vectors of documents drawn for fitting, choosing and reporting. The same draw for the same seed."""
     rng = np.random.default_rng(seed)
     parts: Parts = {"fit": [], "forget validation": [], "forget test": [], "retain validation": [], "retain test": []}
@@ -183,7 +183,7 @@ def _parts(source: SkillRecording, forget: str, others: Sequence[str], site: str
     return parts
 
 
-def _rows(recording: SkillRecording, labels: Sequence[str], site: str, what: str) -> list[NDArray[np.float32]]:
+def _rows(recording: RecordingLike, labels: Sequence[str], site: str, what: str) -> list[NDArray[np.float32]]:
     """Vectors at the last token of every document with tokens, per label."""
     if "pooled" not in recording.statistics:
         raise InputError(
@@ -200,7 +200,7 @@ def _rows(recording: SkillRecording, labels: Sequence[str], site: str, what: str
     return found
 
 
-def _fit_last(recording: SkillRecording, forget: str, layout: Layout, parts: Parts) -> dict[int, Region]:
+def _fit_last(recording: RecordingLike, forget: str, layout: Layout, parts: Parts) -> dict[int, Region]:
     vectors = np.concatenate(parts["fit"])
     return {
         layer: Region.of(vectors[:, layout.slice(layer)], site=layout.site, layer=layer, model=recording.model)
@@ -208,7 +208,7 @@ def _fit_last(recording: SkillRecording, forget: str, layout: Layout, parts: Par
     }
 
 
-def _fit_all(recording: SkillRecording, forget: str, layout: Layout, parts: Parts) -> dict[int, Region]:
+def _fit_all(recording: RecordingLike, forget: str, layout: Layout, parts: Parts) -> dict[int, Region]:
     moments = recording.get("moments", forget, layout.site)
     arrays = [np.asarray(each, dtype=np.float64) for each in (moments.mean, moments.m2, moments.min, moments.max)]
     found = {}
@@ -284,7 +284,7 @@ def _shares(name: str, reach: Floats, alpha: float) -> dict[str, float]:
 
 
 def _check(
-    recording: SkillRecording, held_out: SkillRecording | None, site: str, fit: str, alphas: Sequence[float]
+    recording: RecordingLike, held_out: RecordingLike | None, site: str, fit: str, alphas: Sequence[float]
 ) -> None:
     if fit not in FITS:
         raise InputError(f"fit={fit!r} given; it is {' or '.join(FITS)}")
