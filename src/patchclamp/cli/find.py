@@ -7,6 +7,7 @@ its first parameter says what it works on: a recording, or a model (with a task 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from patchclamp.core.errors import InputError
 
 RECORDING = Annotated[Path, typer.Argument(metavar="RECORDING", help="Folder that `patchclamp record` wrote.")]
 OUT = Annotated[Path, typer.Option("--out", help="Where to write the sets (JSON).")]
+EXAMPLE = re.compile(r"\s*Example: `(patchclamp find [^`]+)`\.")
 CLASSES = Annotated[
     str | None, typer.Option("--classes", help="Keep only units of these classes in the sets, such as specific.")
 ]
@@ -43,11 +45,10 @@ def _finders() -> Any:
 
 
 def _example(name: str) -> str:
-    first, *others = inspect.signature(_finders()[name]).parameters if name != "language" else ("recording",)
-    what = {"task": "--task generate:facts,language=en", "text": "--text demo:find"}
-    words = [what[other] for other in others if other in what] if first == "model" else []
-    line = " ".join([name, "demo" if first == "model" else "rec/", *words])
-    return f"Example:\n\n  patchclamp find {line} --out neurons.json\n"
+    """The example in a finder's docstring, `patchclamp find NAME ...` in backquotes; by default on a recording."""
+    written = EXAMPLE.search(inspect.getdoc(_finders()[name]) or "") if name != "language" else None
+    line = " ".join(written[1].split()) if written else f"patchclamp find {name} rec/ --out neurons.json"
+    return f"Example:\n\n  {line}\n"
 
 
 def command_of(finder: Callable[..., Any]) -> Callable[..., None]:
@@ -71,7 +72,9 @@ def command_of(finder: Callable[..., Any]) -> Callable[..., None]:
     own = [subject, signatures.parameter("out", OUT), *signature.options()]
     own += signatures.shared({"classes": (CLASSES, None)}, signature.kinds)
     own += signatures.shared(signatures.PLACING, signature.kinds) if first == "model" else []
-    return signatures.assembled(command, [*own, signatures.parameter("as_json", o.AsJson, False)], signature.text)
+    return signatures.assembled(
+        command, [*own, signatures.parameter("as_json", o.AsJson, False)], EXAMPLE.sub("", signature.text)
+    )
 
 
 def _first(name: str, typed: dict[str, Any]) -> Any:

@@ -93,6 +93,7 @@ def culture(
     their graph, and groups * blocks * units * 8 bytes for each of the tasks (blocks: at most 16; relation or topic of an item,
     or another label, block=). Raises InputError for fewer than two groups, tasks without items, groups of `control` or `names`
     that `task` lacks or groups without controls, shares outside [0, 1), sites that the model lacks, answers without a token.
+    Example: `patchclamp find culture demo --task generate:culture,language=en --out culture.json`.
     """
     _check(share_mlp=share_mlp, share_attention=share_attention, remove=remove, share_specific=share_specific)
     if means not in MEANS:

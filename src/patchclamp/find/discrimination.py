@@ -59,7 +59,7 @@ def discrimination(
     batch_tokens: int = 4096,
     max_length: int | None = None,
     seed: int = 0,
-    quiet: bool = True,
+    quiet: bool = False,
 ) -> Finding:
     """Find the layers that separate classes of words, and the units that tell a class from the others.
 
@@ -85,6 +85,7 @@ def discrimination(
     The paper's text was not available: sampling, defaults and controls 'within', probe and bag are ours. Its network read
     nine words; a causal model reads all before. Clamp units around this call to measure a changed model.
     Raises InputError for text without such spans, fewer than two classes that are frequent enough, values out of range.
+    Example: `patchclamp find discrimination demo --text en=en_ewt.conllu --out classes.json`.
     """
     arguments = {
         "labels": labels, "target": target, "sites": list(sites), "layers": None if layers is None else list(layers),

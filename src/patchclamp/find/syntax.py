@@ -117,6 +117,7 @@ def syntax(
     condition. All units share the permutations, so false discoveries come together or not at all.
     Raises InputError for sentences of unequal length (naming the first), fewer than 8, streams too long for the model,
     rates above half the unit rate, and values out of range.
+    Example: `patchclamp find syntax demo --text en=sentences.txt --text de=sätze.txt --out tagged.json`.
     """
     _check(method, over, null, q, n_streams, groups)
     settings = Settings(
