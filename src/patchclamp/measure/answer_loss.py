@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from patchclamp.data.task_items import TaskItem
 from patchclamp.measure.task_measurement import measured
-from patchclamp.measure.task_scores import Candidates, Likelihood, check_normalise, metrics
+from patchclamp.measure.task_scores import Candidates, Ranking, metrics
 
 if TYPE_CHECKING:
     from patchclamp.data.tasks import Task
@@ -34,14 +34,10 @@ def answer_loss(
 
 @metrics.add("loss")
 @dataclass(frozen=True)
-class AnswerLoss(Likelihood):
+class AnswerLoss(Ranking):
     """Negative log-likelihood of the canonical answer, nats."""
 
-    normalise: str = "none"
     metric: ClassVar[str] = "answer loss"
-
-    def __post_init__(self) -> None:
-        check_normalise(self.normalise)
 
     def candidates(self, item: TaskItem) -> tuple[str, ...]:
         return item.answers[:1]

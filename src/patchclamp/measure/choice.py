@@ -10,7 +10,7 @@ import numpy as np
 from patchclamp.core.errors import InputError
 from patchclamp.data.task_items import TaskItem
 from patchclamp.measure.task_measurement import measured
-from patchclamp.measure.task_scores import Candidates, Likelihood, check_normalise, metrics
+from patchclamp.measure.task_scores import Candidates, Ranking, metrics
 
 if TYPE_CHECKING:
     from patchclamp.data.tasks import Task
@@ -39,14 +39,10 @@ def choice(
 
 @metrics.add("choice")
 @dataclass(frozen=True)
-class Choice(Likelihood):
+class Choice(Ranking):
     """Is the likeliest of the choices a right one? (1 or 0 per item)"""
 
-    normalise: str = "none"
     metric: ClassVar[str] = "choice accuracy"
-
-    def __post_init__(self) -> None:
-        check_normalise(self.normalise)
 
     def candidates(self, item: TaskItem) -> tuple[str, ...]:
         if not item.choices:

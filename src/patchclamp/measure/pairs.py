@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from patchclamp.core.errors import InputError
 from patchclamp.data.task_items import TaskItem
 from patchclamp.measure.task_measurement import measured
-from patchclamp.measure.task_scores import Candidates, Likelihood, check_normalise, metrics
+from patchclamp.measure.task_scores import Candidates, Ranking, metrics
 
 if TYPE_CHECKING:
     from patchclamp.data.tasks import Task
@@ -36,14 +36,10 @@ def pairs(
 
 @metrics.add("pairs")
 @dataclass(frozen=True)
-class Pairs(Likelihood):
+class Pairs(Ranking):
     """Is the good text of a minimal pair likelier than the bad one? (1 or 0 per item)"""
 
-    normalise: str = "none"
     metric: ClassVar[str] = "pair accuracy"
-
-    def __post_init__(self) -> None:
-        check_normalise(self.normalise)
 
     def candidates(self, item: TaskItem) -> tuple[str, ...]:
         if len(item.choices) != 2:

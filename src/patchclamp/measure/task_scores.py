@@ -143,6 +143,20 @@ class Likelihood(ABC):
         return {**kept, "values": values} if len(values) > 1 else kept
 
 
+@dataclass(frozen=True)
+class Ranking(Likelihood):
+    """Metrics that compare or report log-probabilities of whole texts.
+
+    normalise: "none", or divided by the text's "tokens" or "characters". InputError for another one.
+    """
+
+    normalise: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.normalise not in NORMALISE:
+            raise InputError(f"normalise={self.normalise!r}; it is one of {', '.join(NORMALISE)}")
+
+
 def _by_item(scores: Scores, texts: Sequence[tuple[str, ...]], wordings: Sequence[int]) -> Iterator[list[Candidates]]:
     """Per item its Candidates, one for each wording."""
     totals, lengths, matched, start = scores.totals, scores.lengths, scores.matched, 0
@@ -164,12 +178,6 @@ def item_key(item: TaskItem) -> dict[str, Any]:
     """What says which item a result belongs to."""
     named = {} if item.id is None else {"id": item.id}
     return {**named, "prompt": item.prompt, "labels": dict(item.labels)}
-
-
-def check_normalise(normalise: str) -> None:
-    """InputError unless it is one of NORMALISE."""
-    if normalise not in NORMALISE:
-        raise InputError(f"normalise={normalise!r}; it is one of {', '.join(NORMALISE)}")
 
 
 def options_of(metric: Any) -> dict[str, Any]:
