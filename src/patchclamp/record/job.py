@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from patchclamp.core.errors import Error, ModelError
+from patchclamp.core.memory import kept_memory
 from patchclamp.data.batches import Budget, batches, is_out_of_memory
 from patchclamp.models.hooks import Tap, observe, run
 from patchclamp.models.units import Layout
@@ -95,6 +96,7 @@ def run_shard(
         budget.shrink(used)
 
 
+@kept_memory()
 @torch.inference_mode()
 def _collected(
     model: LanguageModel,
