@@ -179,8 +179,8 @@ def variants(
             for ids in batches:
                 hf.transformer(ids, use_cache=False)
 
-    def patchclamp(statistics: tuple[str, ...] = ("firing", "moments")) -> Any:
-        return record(model, text, statistics=statistics, batch_tokens=tokens, max_length=options.length, quiet=True)
+    def patchclamp(statistics: tuple[str, ...] = ("firing", "moments"), batch_tokens: int | None = None) -> Any:
+        return record(model, text, statistics=statistics, batch_tokens=batch_tokens, quiet=True)
 
     def by_hand(call: Callable[[torch.Tensor], Any], sums: type[HandSums]) -> HandSums:
         kept = sums(options.layers, 4 * options.width)
@@ -199,6 +199,7 @@ def variants(
         "plain forward": plain,
         "trunk only": trunk,
         "patchclamp record": patchclamp,
+        "patchclamp record, same batches": lambda: patchclamp(batch_tokens=tokens),
         "patchclamp record firing": lambda: patchclamp(("firing",)),
         "patchclamp record everything": lambda: patchclamp(("firing", "moments", "histogram", "exemplars", "pooled")),
         "hand hooks full forward": lambda: by_hand(lambda ids: hf(ids, use_cache=False), HandSums),

@@ -52,6 +52,14 @@ BatchTokens = Annotated[
     int,
     typer.Option("--batch-tokens", min=1, help="Tokens in a batch, padding included; shrinks when memory runs out."),
 ]
+FittingBatch = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-tokens",
+        min=1,
+        help="Tokens in a batch, padding included; by default 1024 on a CPU, else 4096. Shrinks when memory runs out.",
+    ),
+]
 Device = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; or `auto` to spread over all devices.")
 ]

@@ -49,7 +49,7 @@ def record(
     column: o.TextColumns = None,
     max_documents: o.MaxDocuments = None,
     max_tokens: o.MaxTokens = None,
-    batch_tokens: o.BatchTokens = 4096,
+    batch_tokens: o.FittingBatch = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted recording in --out.")] = False,
     engine: Annotated[
         str, typer.Option("--engine", help="local, processes, or ray (extra `ray`) to spread over a cluster.")

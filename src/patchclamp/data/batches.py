@@ -16,7 +16,10 @@ from patchclamp.core.errors import Error, InputError
 from patchclamp.data.documents import Document
 
 T = TypeVar("T")
+PIECE = 2048  # default longest piece in tokens; models made for more are not driven to their limit unasked
 _READ_AHEAD = 64  # documents given to the tokenizer at once
+_FITTING = {"cpu": 1024}  # tokens a batch; on a CPU larger ones leave the cache and take longer
+_LARGE = 4096
 
 
 @dataclass(frozen=True)
@@ -227,6 +230,11 @@ def shortened(piece: Tokens, tokens: int) -> Tokens:
         return Tokens(piece.ids[:tokens], None, piece.document, piece.start)
     last = int(np.flatnonzero(piece.keep)[tokens - 1]) + 1
     return Tokens(piece.ids[:last], piece.keep[:last], piece.document, piece.start)
+
+
+def fitting_batch(device: torch.device | str) -> int:
+    """Tokens a batch that suit a device, where nobody asked for a number."""
+    return _FITTING.get(torch.device(device).type, _LARGE)
 
 
 def batches(

@@ -17,13 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from patchclamp.core.errors import InputError, ModelError
-from patchclamp.data.batches import Batch, Budget, Selection, Tokens, batches, encode
+from patchclamp.data.batches import PIECE, Batch, Budget, Selection, Tokens, batches, encode
 from patchclamp.data.corpora import Corpus
 
 if TYPE_CHECKING:
     from patchclamp.models.load import LanguageModel
 
-PIECE = 2048  # default longest piece in tokens; models made for more are not driven to their limit unasked
 RUN = 2**18  # tokens held and sorted by length at once
 LOGITS = 2**28  # bytes of float32 logits that one batch may give: (batch tokens) x vocabulary x 4
 CHUNK = 2**22  # logits turned into log-probabilities at once

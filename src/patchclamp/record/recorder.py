@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from patchclamp.core.errors import Error, InputError, MismatchError
 from patchclamp.core.files import read_json, write_json
+from patchclamp.core.memory import kept_memory
 from patchclamp.core.progress import progress
 from patchclamp.core.provenance import provenance, versions
-from patchclamp.data.batches import Selection
+from patchclamp.data.batches import PIECE, Selection, fitting_batch
 from patchclamp.data.corpora import Corpus, identity_of, warn_of_same_text
-from patchclamp.models.units import UnitSet, describe
+from patchclamp.models.units import UnitSet, check_features, describe
 from patchclamp.record.engines import ENGINES
 from patchclamp.record.job import Job, States
 from patchclamp.record.recording import MANIFEST, RECORDING_FORMAT, Recording, check_folder, manifest_of, new_folder
@@ -56,7 +57,7 @@ def record(
     layers: Iterable[int] | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     max_length: int | None = None,
     max_tokens: int | None = None,
     select: Selection | None = None,
@@ -71,10 +72,10 @@ def record(
 
     sites: kinds of units. statistics: names, or name -> arguments, such as {"firing": {"threshold": 0.1}}; `patchclamp list`
     shows them. layers: only these. out: folder to write to, which must not exist; None keeps everything in memory. resume: go
-    on where a recording into `out` stopped, with bit-identical results. batch_tokens: positions per batch; halved where memory
-    runs out. max_length: longest sequence (default: what model and batch allow); longer documents are cut. max_tokens: tokens
-    per label that count. select: which tokens count; padding never does. folds: document d of a label belongs to fold d %
-    folds. shard_tokens, shard_documents: what is written at once. engine: "local", "processes" or "ray", with so many workers.
+    on where a recording into `out` stopped, with bit-identical results. batch_tokens: positions per batch (default: 1,024 on a
+    CPU, else 4,096), at least one sequence; halved where memory runs out. max_length: longest sequence (default: the model's,
+    at most 2,048); longer documents are cut. max_tokens: tokens per label that count. select: which tokens count; padding
+    never does. folds: document d of a label belongs to fold d % folds. shard_tokens, shard_documents: what is written at once. engine: "local", "processes" or "ray", with so many workers.
     quiet: no progress bar.
 
     Raises InputError for what can't be recorded, MismatchError if `out` holds a recording of another model, text or arguments,
@@ -90,13 +91,14 @@ def record(
         text = text.limited(max_documents=text.max_documents, max_tokens=max_tokens)
     if resume and out is None:
         raise InputError("resume=True needs out=, the folder of the recording to go on with")
-    job = _job(model, sites, layers, statistics, folds, batch_tokens)
+    tokens = fitting_batch(model.device) if batch_tokens is None else batch_tokens
+    job = _job(model, sites, layers, statistics, folds, tokens)
     cut = _cut(model, job, max_length, select or Selection(), shard_tokens, shard_documents)
     arguments = _arguments(job, cut, text)
     target = None if out is None else Path(out)
     kept = _begin(model, text, arguments, target, resume)
     total = text.max_tokens and text.max_tokens * len(text)
-    with progress("recording", total, unit="tokens", quiet=quiet) as advance, _explained(kept):
+    with progress("recording", total, unit="tokens", quiet=quiet) as advance, _explained(kept), kept_memory():
         for label in text.labels:
             stream = ShardStream(model.tokenizer, text, label, cut, kept.done(label))
             for shard, states in ENGINES[engine](model, job, iter(stream), workers, advance):
@@ -272,8 +274,14 @@ def _cut(
     ]
     most = min((limit for limit in limits if limit is not None), default=1 << 16)
     units = sum(layouts[site].widths[layer] for site, layer in job.taps)
-    length = min(model.max_length, max(job.batch_tokens, 16)) if max_length is None else max_length
-    return Cut(length, select, tokens or default_shard_tokens(units), documents or most)
+    length = min(model.max_length, PIECE) if max_length is None else max_length
+    kept = [
+        known_statistics[name].tokens_per_shard(layouts[site], job.layers[site], **arguments)
+        for name, arguments in job.statistics.items()
+        for site in job.sites
+    ]
+    usual = min([default_shard_tokens(units), *(limit for limit in kept if limit is not None)])
+    return Cut(length, select, tokens or usual, documents or most)
 
 
 def _arguments(job: Job, cut: Cut, text: Corpus) -> dict[str, Any]:
@@ -348,6 +356,7 @@ def _resumed(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         raise MismatchError(
             f"{folder} was recorded in {found['model']['dtype']}, the model is in {wanted['model']['dtype']} now"
         )
+    check_features(f"the units recorded in {folder}", found["model"], wanted["model"], found["arguments"]["sites"])
     for name in _FIXED:
         if found["arguments"][name] != wanted["arguments"][name]:
             raise MismatchError(
