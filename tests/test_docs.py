@@ -174,11 +174,13 @@ FILES = ("rec/manifest.json", "neurons.json", "effects.json", "russian.intervent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["index.md", "extending.md"])
+@pytest.mark.parametrize("name", ["index.md", "extending.md", "features.md"])
 def test_the_other_pages_python_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from patchclamp.find import finders
+    from patchclamp.models.features import decompositions
     from patchclamp.record.statistics import statistics
 
+    monkeypatch.setattr(decompositions, "_entries", dict(decompositions._entries))
     list(finders), list(statistics)  # the built-in entries are complete; the page's own go when the test ends
     monkeypatch.setattr(finders, "_entries", dict(finders._entries))
     monkeypatch.setattr(statistics, "_entries", dict(statistics._entries))

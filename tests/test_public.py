@@ -57,7 +57,8 @@ def test_every_public_name_resolves_and_is_documented() -> None:
 
 
 @pytest.mark.parametrize(
-    "room", ["models", "data", "record", "intervene", "measure", "find", "atlas", "train", "studies.language_neurons"]
+    "room",
+    ["models", "data", "record", "intervene", "measure", "find", "read", "atlas", "train", "studies.language_neurons"],
 )
 def test_every_public_name_of_a_room_resolves(room: str) -> None:
     import importlib

@@ -27,7 +27,7 @@ from patchclamp.core.errors import (
 )
 
 if TYPE_CHECKING:
-    from patchclamp import atlas, find, intervene, measure, studies, train
+    from patchclamp import atlas, find, intervene, measure, read, studies, train
     from patchclamp.atlas import Atlas
     from patchclamp.data import Corpus, Document, Selection, Task, TaskItem, corpus, demo_text, task
     from patchclamp.find import Finding
@@ -67,7 +67,7 @@ _HOME = {
     "replay": "replay",
     "study": "studies.study",
 }
-_ROOMS = ("atlas", "find", "intervene", "measure", "studies", "train")
+_ROOMS = ("atlas", "find", "intervene", "measure", "read", "studies", "train")
 
 __version__ = "0.1.0"
 __all__ = [
@@ -104,6 +104,7 @@ __all__ = [
     "intervene",
     "load",
     "measure",
+    "read",
     "record",
     "replay",
     "studies",

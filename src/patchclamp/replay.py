@@ -24,7 +24,8 @@ from patchclamp.data import Corpus, Task, open_corpus, open_task
 from patchclamp.data.batches import Selection
 from patchclamp.find import Finding, finders
 from patchclamp.measure import Effects, effect
-from patchclamp.models import LanguageModel, UnitSet, load
+from patchclamp.models import Dictionary, LanguageModel, UnitSet, load, load_dictionary
+from patchclamp.models.units import check_features
 from patchclamp.record import Recording, record
 from patchclamp.studies.study import study
 
@@ -240,10 +241,24 @@ def _model(identity: Mapping[str, Any], given: Mapping[str, Any]) -> LanguageMod
     if model is None:
         if not identity.get("source"):
             raise InputError(f"the model {identity.get('name')!r} was a live object; give it as model=")
-        model = load(identity["source"], dtype=identity.get("dtype"))
+        model = load(identity["source"], dtype=identity.get("dtype")).with_features(*_dictionaries(identity))
     if model.fingerprint != identity.get("fingerprint"):
         raise MismatchError(f"the model {model.name} is not the one of the result: its weights or its shape differ")
+    check_features("the units of the result", identity, model, identity.get("features", {}))
     return model
+
+
+def _dictionaries(identity: Mapping[str, Any]) -> list[Dictionary]:
+    """The dictionaries whose features the model of a result had, from their folders."""
+    found = []
+    for site, features in identity.get("features", {}).items():
+        for entry in features["dictionaries"]:
+            if entry["folder"] is None:
+                raise InputError(
+                    f"the dictionary of {site}.{entry['layer']} was not kept on disk; give the model as model="
+                )
+            found.append(load_dictionary(entry["folder"]))
+    return found
 
 
 def _text(identity: Mapping[str, Any], given: Mapping[str, Any]) -> Corpus:

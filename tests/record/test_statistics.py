@@ -20,6 +20,7 @@ ARGUMENTS = {
     "histogram": {"bits": 2},
     "exemplars": {"k": 3},
     "pooled": {},
+    "activations": {"rows": 4, "dtype": "bfloat16"},
     "cofiring": {"units": ["mlp.0.1", "mlp.2.e0.0", "mlp.2.e1.1"], "threshold": -0.25},
 }
 

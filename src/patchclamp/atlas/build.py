@@ -1,4 +1,4 @@
-"""Build an atlas from recordings, findings and effects of one model, or add some to an existing one."""
+"""Build an atlas from recordings, findings, effects and token maps of one model, or add some to an existing one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from patchclamp.atlas import schema
 from patchclamp.atlas.connection import scratch_folder, writing
 from patchclamp.atlas.query import Atlas
 from patchclamp.atlas.sources import (
+    descriptions_of,
     effects_of,
     finding_of,
     model_of,
     recording_of,
     run_entries,
     sets_of_effects,
+    tokens_of,
     unit_columns,
 )
 from patchclamp.atlas.windows import windows
@@ -31,7 +33,9 @@ from patchclamp.core.files import atomic_write
 from patchclamp.core.progress import progress
 from patchclamp.core.provenance import provenance
 from patchclamp.data.documents import Tally
-from patchclamp.models.units import Layout, UnitSet
+from patchclamp.models.units import Layout, UnitSet, joint_identity
+from patchclamp.read.descriptions import Descriptions
+from patchclamp.read.token_map import TokenMap
 
 if TYPE_CHECKING:
     from patchclamp.data.corpora import Corpus
@@ -47,6 +51,8 @@ def build(
     recordings: Iterable[Any] = (),
     findings: Iterable[Any] = (),
     effects: Iterable[Any] = (),
+    tokens: Iterable[Any] = (),
+    descriptions: Iterable[Any] = (),
     corpus: Corpus | None = None,
     model: LanguageModel | None = None,
     overwrite: bool = False,
@@ -58,9 +64,11 @@ def build(
     """Write an atlas file and open it.
 
     recordings: `Recording` objects or folders. findings: `Finding` objects, mappings name -> UnitSet, or
-    `patchclamp.sets/1` files. effects: `Effects` objects or `patchclamp.effects/1` files. All of one model. corpus: the
-    text that was recorded; exemplars are then stored with the text around them. model: gives the tokenizer that says
-    where in the text the token is. append: add to the atlas at `path`. memory_limit ("1GB"), threads: for DuckDB.
+    `patchclamp.sets/1` files. effects: `Effects` objects or `patchclamp.effects/1` files. tokens: `TokenMap` objects of
+    `read.tokens`, or the files that they were saved in. descriptions: `Descriptions` of `read.describe`, or their files. All
+    of one model. corpus: the text that was recorded; exemplars are then stored with the text around them. model: gives
+    the tokenizer that says where in the text the token is. append: add to the atlas at `path`. memory_limit ("1GB"),
+    threads: for DuckDB.
 
     The file appears, or changes, when it is complete. Raises InputError if it exists (unless overwrite or append) or
     something is given twice, MismatchError for things of different models or another corpus.
@@ -73,9 +81,13 @@ def build(
         *opened,
         *[finding_of(given) for given in _several(findings)],
         *[effects_of(given) for given in _several(effects)],
+        *[tokens_of(given) for given in _several(tokens)],
+        *[descriptions_of(given) for given in _several(descriptions)],
     ]
     if not sources:
-        raise InputError("nothing to put into an atlas; give recordings=, findings= or effects=")
+        raise InputError(
+            "nothing to put into an atlas; give recordings=, findings=, effects=, tokens= or descriptions="
+        )
     identity = _one_model([source for source, _ in sources], model)
     if append:
         with Atlas.open(target) as existing:
@@ -88,7 +100,9 @@ def build(
             if append:
                 shutil.copyfile(target, part)
             with writing(part, Path(scratch), memory_limit=memory_limit, threads=threads, shown=target) as connection:
-                if not append:
+                if append:
+                    schema.complete(connection)
+                else:
                     schema.create(connection, created=_now())
                 writer = Writer(connection, identity)
                 total = sum(_parts(source) for source, _ in sources)
@@ -113,9 +127,11 @@ def _one_model(sources: Sequence[Any], model: LanguageModel | None) -> Mapping[s
     identities = [model_of(source) for source in sources]
     if model is not None:
         identities.append(model.identity)
+    found = identities[0]
     for other in identities[1:]:
-        check_same_model(identities[0], other, "the first thing given")
-    return identities[0]
+        check_same_model(found, other, "the first thing given")
+        found = joint_identity(found, other)
+    return found
 
 
 def _parts(source: Any) -> int:
@@ -131,7 +147,11 @@ def _written(writer: Writer, source: Any, where: str | None, text: _Text, scratc
     if _is_recording(source):
         yield from _write_recording(writer, source, where, text, scratch)
         return
-    if isinstance(source, Mapping):
+    if isinstance(source, TokenMap):
+        _write_tokens(writer, source, where)
+    elif isinstance(source, Descriptions):
+        _write_descriptions(writer, source, where)
+    elif isinstance(source, Mapping):
         _write_sets(writer, source, where)
     elif hasattr(source, "chosen"):
         _write_finding(writer, source, where)
@@ -218,6 +238,27 @@ def _write_sets(writer: Writer, sets: Mapping[str, UnitSet], where: str | None) 
     run = writer.run("sets", **run_entries(sets, where))
     for name, units in sets.items():
         writer.set(run, name, units)
+
+
+def _write_tokens(writer: Writer, found: TokenMap, where: str | None) -> None:
+    """Both ends of every unit, without units that point at nothing; the strings of the tokens in `vocabulary`."""
+    run = writer.run("tokens", **run_entries(found, where))
+    ids = np.array(sorted(found.vocabulary), dtype=np.int64)
+    writer.vocabulary(ids, [found.vocabulary[one] for one in ids.tolist()])
+    for site, positions in found.positions.items():
+        span = found.rows_of(site)
+        kept = np.flatnonzero(~found.undefined[span])
+        for sign, token_ids, values in (
+            (1, found.top_ids, found.top_values),
+            (-1, found.bottom_ids, found.bottom_values),
+        ):
+            if token_ids.shape[1]:
+                writer.tokens(run, site, positions[kept], token_ids[span][kept], values[span][kept], sign=sign)
+
+
+def _write_descriptions(writer: Writer, found: Descriptions, where: str | None) -> None:
+    """One row per unit that was described."""
+    writer.descriptions(writer.run("descriptions", **run_entries(found, where)), found.rows())
 
 
 def _write_effects(writer: Writer, effects: Effects, where: str | None) -> None:

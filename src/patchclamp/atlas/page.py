@@ -24,7 +24,9 @@ QUERIES = {
     "effects": "SELECT * FROM effects WHERE set_id IN (SELECT set_id FROM set_units WHERE unit_id = ?)",
     "tokens": "SELECT run_id, sign, rank, token_id, token, value FROM tokens LEFT JOIN vocabulary USING (token_id) "
     "WHERE unit_id = ?",
+    "descriptions": "SELECT * EXCLUDE (unit_id) FROM descriptions WHERE unit_id = ?",
 }
+SINCE = {"descriptions": 2}  # part -> version of the schema that brought its table; older atlases have none
 ORDER: dict[str, Callable[[dict[str, Any]], Any]] = {
     "statistics": itemgetter("label_id"),
     "scores": itemgetter("label_id"),
@@ -33,6 +35,7 @@ ORDER: dict[str, Callable[[dict[str, Any]], Any]] = {
     "exemplars": itemgetter("label_id", "rank"),
     "effects": itemgetter("effect_id"),
     "tokens": lambda row: (row["run_id"], -row["sign"], row["rank"]),
+    "descriptions": itemgetter("run_id"),
 }
 BRIEF = {
     "effects": ("set", "text", "plain", "clamped", "effect", "control_mean", "p_holm")
@@ -45,11 +48,16 @@ NAMES = {
 Names = dict[str, dict[int, dict[str, Any]]]
 
 
-def read_page(read: Callable[[str, list[Any]], list[dict[str, Any]]], unit_id: int, names: Names) -> dict[str, Any]:
-    """All parts of a unit's page. read: rows of a query with bound values. names: table -> id -> columns, as NAMES say."""
+def read_page(
+    read: Callable[[str, list[Any]], list[dict[str, Any]]], unit_id: int, names: Names, *, version: int
+) -> dict[str, Any]:
+    """All parts of a unit's page. read: rows of a query with bound values. names: table -> id -> columns, as NAMES say.
+
+    version: of the atlas's schema.
+    """
     page: dict[str, Any] = {}
     for part, query in QUERIES.items():
-        if part == "effects" and not page["sets"]:
+        if (part == "effects" and not page["sets"]) or SINCE.get(part, 1) > version:
             page[part] = []
             continue
         rows = sorted(read(query, [unit_id]), key=ORDER[part])
@@ -65,7 +73,7 @@ def _named(part: str, row: dict[str, Any], names: Names) -> dict[str, Any]:
         return {"run_id": label["run_id"], **method, "label": label["label"], **row}
     if part == "sets":
         return {**names["sets"][row["set_id"]], "score": row["score"]}
-    if part == "classes":
+    if part in ("classes", "descriptions"):
         return {"method": names["runs"][row["run_id"]]["method"], **row}
     if part == "effects":
         kept = {

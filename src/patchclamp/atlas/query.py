@@ -87,7 +87,8 @@ class Atlas:
             return fetch(cursor, query, parameters, limit)
 
     def unit(self, unit: str | Unit) -> UnitPage:
-        """Everything about one unit: identity, statistics, scores, classes, sets, exemplars, effects, tokens.
+        """Everything about one unit: identity, statistics, scores, classes, sets, exemplars, effects, tokens,
+        descriptions.
 
         InputError for a name that is no unit of this model, or a unit of a site that is not in the atlas.
         """
@@ -112,7 +113,8 @@ class Atlas:
                 "index": parsed.index,
                 "model": {name: self.model.get(name) for name in ("name", "type", "fingerprint")},
             }
-            page |= read_page(functools.partial(_dicts, cursor), unit_id, self._names(cursor))
+            read = functools.partial(_dicts, cursor)
+            page |= read_page(read, unit_id, self._names(cursor), version=int(self.about["schema_version"]))
         return UnitPage(page)
 
     def top(

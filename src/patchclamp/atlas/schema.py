@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import duckdb
 
 FORMAT = "patchclamp.atlas"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2 added descriptions
 _BLOCK = re.compile(r"((?:^--[^\n]*\n)*)^CREATE (TABLE|VIEW) (\w+)(.*?);$", re.MULTILINE | re.DOTALL)
 _COLUMN = re.compile(r"^  (\w+) [A-Z]+[,]?\s+-- (.+)$", re.MULTILINE)
 _IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,62}")
@@ -29,12 +29,21 @@ def create(connection: duckdb.DuckDBPyConnection, *, created: str) -> None:
     connection.begin()
     for kind, name, body, about in _blocks():
         if kind == "TABLE":
-            connection.execute(f"CREATE TABLE {name} {body}")
-            _comment(connection, f"TABLE {name}", about)
-            for column, meaning in _COLUMN.findall(body):
-                _comment(connection, f"COLUMN {name}.{column}", meaning)
+            _create_table(connection, name, body, about)
     row = [FORMAT, SCHEMA_VERSION, _own_version(), duckdb.__version__, created]
     connection.execute("INSERT INTO about VALUES (?, ?, ?, ?, ?)", row)
+    connection.commit()
+
+
+def complete(connection: duckdb.DuckDBPyConnection) -> None:
+    """Add the tables that an atlas of an earlier schema lacks, empty and documented, and say that it is of this schema."""
+    query = "SELECT table_name FROM duckdb_tables() WHERE database_name = current_database()"
+    known = {row[0] for row in fetched(connection, query)}
+    connection.begin()
+    for kind, name, body, about in _blocks():
+        if kind == "TABLE" and name not in known:
+            _create_table(connection, name, body, about)
+    connection.execute("UPDATE about SET schema_version = ?, patchclamp = ?", [SCHEMA_VERSION, _own_version()])
     connection.commit()
 
 
@@ -143,6 +152,13 @@ def _blocks() -> list[tuple[str, str, str, str]]:
         about = " ".join(line.removeprefix("--").strip() for line in comment.splitlines())
         found.append((kind, name, body.strip(), about))
     return found
+
+
+def _create_table(connection: duckdb.DuckDBPyConnection, name: str, body: str, about: str) -> None:
+    connection.execute(f"CREATE TABLE {name} {body}")
+    _comment(connection, f"TABLE {name}", about)
+    for column, meaning in _COLUMN.findall(body):
+        _comment(connection, f"COLUMN {name}.{column}", meaning)
 
 
 def _comment(connection: duckdb.DuckDBPyConnection, what: str, about: str) -> None:

@@ -41,10 +41,10 @@ CREATE TABLE units (
   index BIGINT                 -- within the expert where there is one, else within the layer
 );
 
--- One row per recording, finding, file of sets, table of effects or token reading that went into the atlas.
+-- One row per recording, finding, file of sets, table of effects or reading that went into the atlas.
 CREATE TABLE runs (
   run_id INTEGER,              -- counted from 1 in order of insertion
-  kind VARCHAR,                -- recording, finding, sets, effects or tokens
+  kind VARCHAR,                -- recording, finding, sets, effects, tokens or descriptions
   method VARCHAR,              -- the finder or reading; NULL where there is none
   call VARCHAR,                -- public name of the function that made it, such as find.language
   fingerprint VARCHAR,         -- of the content; the same content is refused twice
@@ -164,6 +164,18 @@ CREATE TABLE tokens (
   rank INTEGER,                -- 0 is the strongest of its sign
   token_id INTEGER,            -- see vocabulary
   value FLOAT                  -- change of the token's logit per unit of activation
+);
+
+-- What a unit does, in words.
+CREATE TABLE descriptions (
+  unit_id BIGINT,              -- see units
+  run_id INTEGER,              -- see runs; its method is the describer
+  description VARCHAR,         -- the text that was chosen
+  score DOUBLE,                -- log_probability minus lambda times log_prior, nats
+  log_probability DOUBLE,      -- of the text given the unit's exemplars
+  log_prior DOUBLE,            -- of the text, whatever the unit
+  margin DOUBLE,               -- how much better than saying nothing it tells what fires; NULL where the describer can't say
+  explains BOOLEAN             -- whether the margin is above 0
 );
 
 -- The strings of the token ids that tokens uses.

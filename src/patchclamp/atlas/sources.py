@@ -1,4 +1,4 @@
-"""What goes into an atlas, read from live objects or files: columns of statistics, findings and plain sets, effects."""
+"""What goes into an atlas, read from live objects or files: columns of statistics, findings, plain sets, effects, token maps."""
 
 from __future__ import annotations
 
@@ -18,10 +18,17 @@ from patchclamp.models.units import SETS_FORMAT, UnitSet, load_sets
 if TYPE_CHECKING:
     from patchclamp.find.finding import Finding
     from patchclamp.measure.effect_table import Effects
+    from patchclamp.read.descriptions import Descriptions
+    from patchclamp.read.token_map import TokenMap
     from patchclamp.record.recording import Recording
 
 QUANTILES = {"q01": 0.01, "q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95, "q99": 0.99}
-_WITHOUT_COLUMNS = ("exemplars", "pooled", "cofiring")  # kept per document or per pair, not one number per unit
+_WITHOUT_COLUMNS = (
+    "exemplars",
+    "pooled",
+    "cofiring",
+    "activations",
+)  # kept per document or per pair, not one number per unit
 
 
 def recording_of(given: Recording | str | os.PathLike[str]) -> tuple[Recording, str | None]:
@@ -66,13 +73,39 @@ def effects_of(given: Effects | str | os.PathLike[str]) -> tuple[Effects, str | 
     return Effects.load(given), str(given)
 
 
+def tokens_of(given: TokenMap | str | os.PathLike[str]) -> tuple[TokenMap, str | None]:
+    """A map of tokens and where it lies; from the object or its file. InputError for one of raw directions, not units."""
+    from patchclamp.read.token_map import TokenMap
+
+    if not isinstance(given, TokenMap | str | os.PathLike):
+        raise InputError(f"a TokenMap or its file is needed, not {type(given).__name__}")
+    found = given if isinstance(given, TokenMap) else TokenMap.load(given)
+    if found.own_names is not None:
+        raise InputError(
+            "a map of raw directions was given; an atlas is about units (make the directions features of a model)"
+        )
+    return found, None if isinstance(given, TokenMap) else str(given)
+
+
+def descriptions_of(given: Descriptions | str | os.PathLike[str]) -> tuple[Descriptions, str | None]:
+    """Descriptions and where they lie; from the object or its file. InputError for descriptions of an image network."""
+    from patchclamp.read.descriptions import Descriptions
+
+    if not isinstance(given, Descriptions | str | os.PathLike):
+        raise InputError(f"Descriptions or their file are needed, not {type(given).__name__}")
+    found = given if isinstance(given, Descriptions) else Descriptions.load(given)
+    if found.medium != "text":
+        raise InputError("descriptions of an image network were given; an atlas is about a language model")
+    return found, None if isinstance(given, Descriptions) else str(given)
+
+
 def model_of(source: Any) -> Mapping[str, Any]:
     """Identity of the model that a recording, a finding, sets or effects belong to; DamagedError if it is missing."""
     from patchclamp.measure.effect_table import Effects
 
     if isinstance(source, Effects):
         identity = source.provenance.get("inputs", {}).get("model")
-    elif isinstance(source, Mapping):
+    elif isinstance(source, Mapping) and not hasattr(source, "describer"):
         identity = next(iter(source.values())).model
     else:
         identity = source.model
@@ -109,10 +142,12 @@ def unit_columns(name: str, statistic: Any) -> dict[str, NDArray[Any]]:
 
 
 def run_entries(source: Any, where: str | None) -> dict[str, Any]:
-    """Columns of the table `runs` for a recording, a finding, sets or effects."""
-    made: Mapping[str, Any] = {} if isinstance(source, Mapping) else dict(getattr(source, "provenance", None) or {})
+    """Columns of the table `runs` for a recording, a finding, sets, effects or tokens."""
+    made: Mapping[str, Any] = dict(getattr(source, "provenance", None) or {})
     return {
-        "method": getattr(source, "method", None),
+        "method": "tokens"
+        if hasattr(source, "top_ids")
+        else getattr(source, "method", getattr(source, "describer", None)),
         "call": made.get("call"),
         "fingerprint": getattr(source, "fingerprint", None) or content_fingerprint(source),
         "source": where,
@@ -125,11 +160,26 @@ def run_entries(source: Any, where: str | None) -> dict[str, Any]:
 
 
 def content_fingerprint(source: Any) -> str:
-    """Hex SHA-256 over what a finding, sets or effects say; the same before saving and after loading."""
+    """Hex SHA-256 over what a finding, sets, effects or a reading say; the same before saving and after loading."""
+    if hasattr(source, "describer"):
+        return sha256_text(to_json([model_of(source)["fingerprint"], source.to_dict()]))
     if isinstance(source, Mapping):
         return sha256_text(
             to_json([model_of(source)["fingerprint"], {name: units.to_dict() for name, units in source.items()}])
         )
+    if hasattr(source, "top_ids"):
+        named = [model_of(source)["fingerprint"], list(source.positions), dict(source.parameters)]
+        digest = hashlib.sha256(to_json(named).encode())
+        arrays = (
+            *source.positions.values(),
+            source.top_ids,
+            source.top_values,
+            source.bottom_ids,
+            source.bottom_values,
+        )
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
     if hasattr(source, "rows"):
         return sha256_text(to_json([model_of(source)["fingerprint"], source.rows, _units_of_effects(source)]))
     digest = hashlib.sha256()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from patchclamp.atlas import schema
 from patchclamp.core.errors import DamagedError, InputError, MismatchError
 from patchclamp.core.files import to_json
-from patchclamp.models.units import SITES, Layout, UnitSet, describe, layouts_of
+from patchclamp.models.units import SITES, Layout, Unit, UnitSet, describe, joint_identity, layouts_of
 
 if TYPE_CHECKING:
     import duckdb
@@ -36,8 +36,11 @@ class Writer:
             self.model = dict(model)
             self._insert_model(self.model)
         else:
-            self.model = json.loads(stored[0][0])
-            check_same_model(self.model, model, "this atlas")
+            known = json.loads(stored[0][0])
+            check_same_model(known, model, "this atlas")
+            self.model = dict(joint_identity(known, model))
+            if self.model != known:
+                connection.execute("UPDATE models SET identity = ?", [to_json(self.model)])
         self.layouts = layouts_of(self.model)
         self.first_units = first_units(self.layouts)
 
@@ -287,6 +290,16 @@ class Writer:
         select = "SELECT * FROM chunk WHERE token_id NOT IN (SELECT token_id FROM vocabulary) ORDER BY token_id"
         self._insert("vocabulary", columns, select=select)
 
+    def descriptions(self, run_id: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add descriptions of units: unit (its name) and the columns of the table."""
+        placed = []
+        for row in rows:
+            unit = Unit.parse(row["unit"])
+            unit_id = self.first_units[unit.site] + self.site(unit.site).position(unit)
+            columns = {name: value for name, value in row.items() if name != "unit"}
+            placed.append({"unit_id": unit_id, "run_id": run_id, **columns})
+        self._rows("descriptions", sorted(placed, key=lambda row: row["unit_id"]))
+
     def _insert_model(self, model: Mapping[str, Any]) -> None:
         if not model.get("fingerprint") or not model.get("sites"):
             raise InputError("the model's identity lacks a fingerprint or its sites; record it again with this version")
@@ -351,8 +364,8 @@ class Writer:
 
 
 def first_units(layouts: Mapping[str, Layout]) -> dict[str, int]:
-    """The unit_id of each site's first unit: sites in the order of `SITES` (others behind, by name), one after another."""
-    order = sorted(layouts, key=lambda site: (SITES.index(site) if site in SITES else len(SITES), site))
+    """The unit_id of each site's first unit: sites in the order of `SITES`, features behind in the order they came in."""
+    order = sorted(layouts, key=lambda site: SITES.index(site) if site in SITES else len(SITES))
     first, start = {}, 0
     for site in order:
         first[site] = start

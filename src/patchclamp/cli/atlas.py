@@ -9,6 +9,7 @@ import typer
 
 from patchclamp.cli import options as o
 from patchclamp.cli.output import emit, note
+from patchclamp.core.errors import InputError
 
 BUILD = """Examples:
 
@@ -45,26 +46,37 @@ def build(
     recording: Annotated[list[Path] | None, typer.Option("--recording", help="Recording folder, repeatable.")] = None,
     sets: Annotated[list[Path] | None, typer.Option("--sets", help="Sets file, repeatable.")] = None,
     effects: Annotated[list[Path] | None, typer.Option("--effects", help="Effects file, repeatable.")] = None,
+    tokens: Annotated[
+        list[Path] | None, typer.Option("--tokens", help="File of `patchclamp read tokens --out`, repeatable.")
+    ] = None,
+    descriptions: Annotated[
+        list[Path] | None, typer.Option("--descriptions", help="File of `patchclamp read describe --out`, repeatable.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="The recorded model; marks the exemplars' tokens in their text.")
     ] = None,
     text: Annotated[
         list[str] | None, typer.Option("--text", metavar="LABEL=FILE", help="The recorded text, for the exemplars.")
     ] = None,
+    features: o.Features = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing atlas.")] = False,
     append: Annotated[bool, typer.Option("--append", help="Add to an existing atlas of the same model.")] = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Build an atlas from recordings, sets and effects of one model."""
+    """Build an atlas from recordings, sets, effects, token maps and descriptions of one model."""
     from patchclamp.atlas import build as run
 
+    if features and model is None:
+        raise InputError("--features are those of a model; give --model too")
     texts = o.open_texts(text, unit="line", column=None, max_documents=None, max_tokens=None) if text else None
     atlas = run(
         out,
         recordings=recording or (),
         findings=sets or (),
         effects=effects or (),
-        model=None if model is None else o.open_model(model, None, None, None, False),
+        tokens=tokens or (),
+        descriptions=descriptions or (),
+        model=None if model is None else o.open_model(model, None, None, None, False, features),
         corpus=texts,
         overwrite=overwrite,
         append=append,
@@ -82,7 +94,6 @@ def query(
 ) -> None:
     """Ask an atlas: a unit's page, the rows of a query, or (with neither) what the atlas holds."""
     from patchclamp.atlas import Atlas
-    from patchclamp.core.errors import InputError
 
     if sql is not None and unit is not None:
         raise InputError("give either a query or --unit, not both")

@@ -31,6 +31,7 @@ def edit(
     dtype: o.Dtype = None,
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
+    features: o.Features = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Edit the units of one set of SETS in MODEL's weights; the result loads in plain transformers."""
@@ -39,7 +40,7 @@ def edit(
     from patchclamp.record import Recording
 
     units = UnitSet.load(sets, name)
-    opened = o.open_model(model, device, dtype, revision, trust_remote_code)
+    opened = o.open_model(model, device, dtype, revision, trust_remote_code, features)
     edited = run(opened, units, mode=mode, recording=None if recording is None else Recording.open(recording))
     edited.save(out)
     emit(edited.card(), as_json=as_json, shown=f"wrote {out}: {len(units)} units of set {name} edited ({mode})")

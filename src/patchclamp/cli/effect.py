@@ -67,6 +67,7 @@ def effect(
     dtype: o.Dtype = None,
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
+    features: o.Features = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Clamp each set of SETS in MODEL; measure every text's perplexity, or every task, with controls and p-values."""
@@ -93,11 +94,11 @@ def effect(
     what: dict[str, Any]
     if text:
         texts = o.open_texts(text, unit=unit, column=column, max_documents=max_documents, max_tokens=max_tokens)
-        opened = o.open_model(model, device, dtype, revision, trust_remote_code)
+        opened = o.open_model(model, device, dtype, revision, trust_remote_code, features)
         what = {"on": texts, "select": Selection(inside=select)}
     else:
         request = t.Request.of(task or [], how, chat, {**chosen, "seed": seed}, options)
-        opened = o.open_model(model, device, dtype, revision, trust_remote_code)
+        opened = o.open_model(model, device, dtype, revision, trust_remote_code, features)
         what = {"on": request.open(opened), "how": request.how, "options": request.options}
     effects = run(
         opened,

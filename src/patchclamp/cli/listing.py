@@ -13,8 +13,10 @@ from patchclamp.cli.output import emit, table
 
 TABLES = {
     "finder": "find:finders",
+    "reading": "read:readings",
     "statistic": "record.statistics:statistics",
     "metric": "measure:metrics",
+    "selection": "train.selections:selections",
     "study": "studies.study:studies",
     "generator": "data.generate:GENERATORS",
 }
@@ -29,12 +31,10 @@ def register(app: typer.Typer) -> None:
 
 
 def list_entries(
-    kind: Annotated[
-        str | None, typer.Argument(help="Only entries of one kind: finder, statistic, metric, study or generator.")
-    ] = None,
+    kind: Annotated[str | None, typer.Argument(help=f"Only entries of one kind: {', '.join(TABLES)}.")] = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """List finders, statistics, metrics and studies, built in or installed, and generators of tasks."""
+    """List finders, readings, statistics, metrics, selections and studies, built in or installed, and generators of tasks."""
     from patchclamp.core.errors import InputError
     from patchclamp.core.registry import Entry
 

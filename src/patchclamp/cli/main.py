@@ -24,9 +24,11 @@ from patchclamp.cli import (
     listing,
     models,
     perplexity,
+    read,
     record,
     replay,
     score,
+    select,
     study,
     train,
 )
@@ -88,6 +90,7 @@ for module in (
     demo,
     record,
     find,
+    read,
     effect,
     perplexity,
     score,
@@ -97,6 +100,7 @@ for module in (
     check,
     models,
     train,
+    select,
     replay,
     listing,
 ):

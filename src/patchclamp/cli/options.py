@@ -69,6 +69,14 @@ TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run Python code that comes with the model. Off: it could do anything."),
 ]
+Features = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--features",
+        metavar="FOLDER",
+        help="Dictionary (a trained sparse autoencoder, a factorisation, directions) whose features become units; repeatable.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
 
@@ -79,14 +87,17 @@ def open_model(
     dtype: str | None,
     revision: str | None,
     trust_remote_code: bool,
+    features: list[Path] | None = None,
     *,
     check: bool = True,
 ) -> LanguageModel:
-    """Load the model that the options describe."""
-    from patchclamp.models import load
+    """Load the model that the options describe, with the features of dictionaries as further units."""
+    from patchclamp.models import load, load_dictionary
 
     placed: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {"device": device}
-    return load(name, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, check=check, **placed)
+    dictionaries = [load_dictionary(folder) for folder in features or ()]  # known before the model is loaded
+    model = load(name, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, check=check, **placed)
+    return model.with_features(*dictionaries) if dictionaries else model
 
 
 def open_texts(

@@ -35,6 +35,7 @@ def perplexity(
     dtype: o.Dtype = None,
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
+    features: o.Features = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Token-weighted perplexity of MODEL on each text, with a 95% interval over documents."""
@@ -42,7 +43,7 @@ def perplexity(
     from patchclamp.measure import perplexity as run
 
     texts = o.open_texts(text, unit=unit, column=column, max_documents=max_documents, max_tokens=max_tokens)
-    opened = o.open_model(model, device, dtype, revision, trust_remote_code)
+    opened = o.open_model(model, device, dtype, revision, trust_remote_code, features)
     measured = run(opened, texts, batch_tokens=batch_tokens, select=Selection(inside=select))
     rows = []
     for measurement in measured.values():

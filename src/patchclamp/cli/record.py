@@ -59,6 +59,7 @@ def record(
     dtype: o.Dtype = None,
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
+    features: o.Features = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Record statistics of every unit of MODEL over labelled text."""
@@ -66,7 +67,7 @@ def record(
     from patchclamp.record import record as run
 
     texts = o.open_texts(text, unit=unit, column=column, max_documents=max_documents, max_tokens=max_tokens)
-    opened = o.open_model(model, device, dtype, revision, trust_remote_code)
+    opened = o.open_model(model, device, dtype, revision, trust_remote_code, features)
     recording = run(
         opened,
         texts,

@@ -43,6 +43,7 @@ def score(
     dtype: o.Dtype = None,
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
+    features: o.Features = None,
     as_json: o.AsJson = False,
 ) -> None:
     """Score MODEL on tasks: by the likelihood of choices or answers, or by what it writes. With 95% intervals over items."""
@@ -62,7 +63,7 @@ def score(
             "alternatives": alternatives,
         },
     )
-    opened = o.open_model(model, device, dtype, revision, trust_remote_code)
+    opened = o.open_model(model, device, dtype, revision, trust_remote_code, features)
     measured = score_all(opened, request.open(opened), request.how, batch_tokens=batch_tokens, **request.options)
     data = measured.to_dict()
     if not per_item:

@@ -1,7 +1,8 @@
-"""Commands from functions: a finder's or study's own signature and docstring decide the options of its command.
+"""Commands from functions: a finder's, reading's or study's own signature and docstring decide the options of its command.
 
 Numbers, texts, switches and lists of them become options; a `Task` takes FILE.jsonl or generate:NAME,..., a `Corpus`
-LABEL=FILE; what can't be typed on a command line (functions, arrays) keeps its default.
+LABEL=FILE, a `UnitSet` names or a sets file, a second model or recording its name or folder; what can't be typed on a
+command line (functions, arrays) keeps its default.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typer.core import TyperGroup
 
 from patchclamp.cli import options as o
 from patchclamp.cli.task_options import TASK_HELP, open_one
+from patchclamp.cli.unit_options import UNITS_HELP, open_units
 from patchclamp.core.errors import InputError
 from patchclamp.core.registry import Registry
 
@@ -28,11 +30,22 @@ PLAIN = (bool, int, float, str)
 LISTS = (tuple, list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 TASK = "[NAME=]FILE|generate:..."
 TEXT_HELP = "LABEL=FILE, repeatable; or demo, demo:find, demo:measure."
+PLACES = {
+    "model": "Another model: hub id, local folder, or demo.",
+    "recording": "Folder that `patchclamp record` wrote.",
+}
+REPEATED = {
+    "tasks": (TASK_HELP, TASK),
+    "texts": (TEXT_HELP, "LABEL=FILE"),
+    "units": (UNITS_HELP, "UNITS"),
+    "list": ("Comma-separated or repeated.", None),
+}
 PLACING: dict[str, tuple[Any, Any]] = {
     "device": (o.Device, None),
     "dtype": (o.Dtype, None),
     "revision": (o.Revision, None),
     "trust_remote_code": (o.TrustRemoteCode, False),
+    "features": (o.Features, None),
 }
 READING: dict[str, tuple[Any, Any]] = {
     "unit": (o.DocumentUnit, "line"),
@@ -46,7 +59,7 @@ READING: dict[str, tuple[Any, Any]] = {
 class Kind:
     """What a parameter is on the command line: plain values, a list of them, tasks or texts. of: the types of its values."""
 
-    what: str  # "plain" | "list" | "task" | "tasks" | "texts"
+    what: str  # "plain" | "list" | "task" | "tasks" | "texts" | "units" | "model" | "recording"
     of: tuple[type, ...] = ()
 
 
@@ -84,15 +97,23 @@ class Signature:
         own = [self._option(name, kind) for name, kind in self.kinds.items()]
         return own + (shared(READING, self.kinds) if self.reads_text else [])
 
-    def values(self, typed: Mapping[str, Any]) -> dict[str, Any]:
-        """The function's arguments; what was not typed keeps the function's default and is left out."""
+    def values(self, typed: Mapping[str, Any], subject: Any = None) -> dict[str, Any]:
+        """The function's arguments; what was not typed keeps the function's default and is left out.
+
+        subject: the model or recording that the function works on, which says what the names of units mean.
+        """
         reading = {name: typed.get(name, default) for name, (_, default) in READING.items()}
         given = {}
         for name, kind in self.kinds.items():
             value = typed.get(name)
             if value is None or value == []:
                 continue
-            given[name] = _value(name, kind, value, reading)
+            if kind.what == "units":
+                given[name] = open_units(value, getattr(subject, "model", subject))
+            elif kind.what == "model":
+                given[name] = placed(value, typed)
+            else:
+                given[name] = _value(name, kind, value, reading)
         return given
 
     def _option(self, name: str, kind: Kind) -> inspect.Parameter:
@@ -108,8 +129,10 @@ class Signature:
         if kind.what == "task":
             option = typer.Option(f"--{flag}", metavar=TASK, help=" ".join(filter(None, (said, TASK_HELP))))
             return parameter(name, Annotated[str | None, option], _required(default))
-        more = {"tasks": TASK_HELP, "texts": TEXT_HELP, "list": "Comma-separated or repeated."}[kind.what]
-        metavar = {"tasks": TASK, "texts": "LABEL=FILE", "list": None}[kind.what]
+        if kind.what in PLACES:
+            option = typer.Option(f"--{flag}", metavar=kind.what.upper(), help=said or PLACES[kind.what])
+            return parameter(name, Annotated[str | None, option], _required(default))
+        more, metavar = REPEATED[kind.what]
         option = typer.Option(f"--{flag}", metavar=metavar, help=" ".join(filter(None, (said, more))))
         listed = [default] if isinstance(default, PLAIN) else default
         filled = isinstance(listed, tuple | list) and len(listed) > 0
@@ -203,7 +226,7 @@ def kind_of(hint: Any) -> Kind | None:
     """What a type is on the command line; None for what can't be typed there."""
     members = [member for member in _members(hint) if member is not type(None)]
     kinds = [kind for kind in map(_member_kind, members) if kind is not None]
-    for what in ("tasks", "texts", "task"):
+    for what in ("tasks", "texts", "task", "units", "model", "recording"):
         if any(kind.what == what for kind in kinds):
             return Kind(what)
     lists = tuple(dict.fromkeys(kind.of[0] for kind in kinds if kind.what == "list"))
@@ -220,6 +243,8 @@ def _members(hint: Any) -> tuple[Any, ...]:
 def _member_kind(hint: Any) -> Kind | None:
     from patchclamp.data.corpora import Corpus
     from patchclamp.data.tasks import Task
+    from patchclamp.models import LanguageModel, UnitSet
+    from patchclamp.record import Recording
 
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint in PLAIN:
@@ -228,6 +253,9 @@ def _member_kind(hint: Any) -> Kind | None:
         return Kind("task")
     if hint is Corpus:
         return Kind("texts")
+    for known, what in ((UnitSet, "units"), (LanguageModel, "model"), (Recording, "recording")):
+        if hint is known:
+            return Kind(what)
     if origin is typing.Literal:
         return Kind("plain", (type(inner[0]),))
     if origin in LISTS and inner and inner[0] in PLAIN:
@@ -246,6 +274,10 @@ def _value(name: str, kind: Kind, typed: Any, reading: Mapping[str, Any]) -> Any
         return tasks_of(name, typed)
     if kind.what == "texts":
         return o.open_texts(typed, **reading)
+    if kind.what == "recording":
+        from patchclamp.record import Recording
+
+        return Recording.open(typed)
     return tuple(_plain(name, part, kind.of) for entry in typed for part in o.names(str(entry)))
 
 

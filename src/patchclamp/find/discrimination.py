@@ -239,7 +239,8 @@ def _notes(plan: Plan, words: Words, rows: Sequence[Mapping[str, Any]], best: Ma
 
 
 def _origin(model: LanguageModel) -> dict[str, Any]:
-    return {key: model.identity[key] for key in ("name", "fingerprint", "source", "dtype")}
+    kept = ("name", "fingerprint", "source", "dtype", "features")
+    return {key: model.identity[key] for key in kept if key in model.identity}
 
 
 make_callable(__name__)

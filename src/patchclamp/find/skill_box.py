@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from patchclamp.core.errors import DamagedError, InputError, MismatchError
 from patchclamp.core.files import atomic_write
-from patchclamp.models.units import describe
+from patchclamp.models.units import check_features, describe
 
 Floats = NDArray[np.float64]
 FORMAT = "patchclamp.region/1"
@@ -132,6 +132,7 @@ class Region:
         identity = model if isinstance(model, Mapping) else model.identity
         if self.model.get("fingerprint") != identity.get("fingerprint"):
             raise MismatchError(f"the region belongs to {describe(self.model)}, not to {describe(identity)}")
+        check_features("this region's coordinates", self.model, identity, (self.site,))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write `patchclamp.region/1`: safetensors with mean and std, the rest as JSON in its header."""

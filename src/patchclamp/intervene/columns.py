@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from patchclamp.core.errors import InputError, ModelError
 from patchclamp.intervene.targets import Coordinates
 from patchclamp.models.anatomy import SitePath, fused_weight, weight_of
+from patchclamp.models.units import SITES as MODEL_SITES
 
 SITES = ("mlp", "attn", "head")
 
@@ -127,6 +128,11 @@ def _check(model: Any, projection: Projection, tap: tuple[str, int], place: Site
 def check_sites(sites: tuple[str, ...]) -> None:
     """Raise InputError for sites whose units no column stands for."""
     wrong = [site for site in sites if site not in SITES]
+    if features := [site for site in wrong if site not in MODEL_SITES]:
+        raise InputError(
+            f"units of {', '.join(features)} are features of a dictionary, which no weight of the model stands for: a "
+            "checkpoint can't hold the edit; use clamp instead, or save it as interventions"
+        )
     if wrong:
         raise InputError(
             f"units of {', '.join(wrong)} can't be edited into weights; {', '.join(SITES)} can: for others use clamp "

@@ -6,6 +6,7 @@ model (tied to its fingerprint) until `with item.applied(model):` puts them to w
 
 from __future__ import annotations
 
+import functools
 import html
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,7 +22,7 @@ from patchclamp.core.errors import DamagedError, InputError
 from patchclamp.core.files import read_json, write_json
 from patchclamp.core.provenance import provenance
 from patchclamp.intervene.targets import Direction, n_coordinates
-from patchclamp.models.units import UnitSet, describe
+from patchclamp.models.units import UnitSet, describe, joint_identity
 
 FORMAT = "patchclamp.interventions/1"
 OPERATIONS = {
@@ -174,7 +175,7 @@ class Interventions:
         for item in kept:
             if not isinstance(item, Intervention):
                 raise InputError(f"a list of Intervention is needed, but it holds a {type(item).__name__}")
-            item.check_model(kept[0].model)
+        functools.reduce(joint_identity, (item.model for item in kept), kept[0].model if kept else {})
         object.__setattr__(self, "items", kept)
 
     def __iter__(self) -> Iterator[Intervention]:
@@ -196,7 +197,7 @@ class Interventions:
     @property
     def model(self) -> Mapping[str, Any]:
         """Identity of the model; an empty mapping for an empty list."""
-        return self.items[0].model if self.items else {}
+        return functools.reduce(joint_identity, (item.model for item in self.items)) if self.items else {}
 
     def applied(self, model: Any) -> AbstractContextManager[None]:
         """Context in which `model` (a LanguageModel) runs with all changes; nests, undone on any exception.

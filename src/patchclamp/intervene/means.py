@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from patchclamp.core.errors import InputError, MismatchError
 from patchclamp.intervene.targets import coordinates
-from patchclamp.models.units import UnitSet, describe
+from patchclamp.models.units import UnitSet, check_features, describe
 
 if TYPE_CHECKING:
     from patchclamp.record.recording import Recording
@@ -28,6 +28,7 @@ def recorded_means(recording: Recording | None, units: UnitSet, *, label: str | 
         raise MismatchError(
             f"the recording is of model {describe(recording.model)}, the units belong to {describe(units.model)}"
         )
+    check_features("these units", units.model, recording.model, units.sites)
     if label is not None and label not in recording.labels:
         raise InputError(f"the recording has no label {label!r}; it has {', '.join(recording.labels)}")
     labels = recording.labels if label is None else (label,)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from patchclamp.core.errors import InputError, MismatchError
-from patchclamp.models.units import Layout, UnitSet, describe, layouts_of
+from patchclamp.models.units import Layout, UnitSet, check_features, describe, layouts_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +57,7 @@ class Direction:
             raise MismatchError(
                 f"this direction belongs to model {describe(self.model)}, but {describe(theirs)} was given"
             )
+        check_features("this direction's vectors", self.model, theirs, (self.site,))
 
     def to_dict(self) -> dict[str, Any]:
         return {"site": self.site, "layers": list(self.layers), "vectors": self.vectors.tolist()}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from patchclamp.models.anatomy import Anatomy
+    from patchclamp.models.features import Dictionary, LinearDictionary, load_dictionary
     from patchclamp.models.hooks import change, observe, prompt_scope, run
     from patchclamp.models.load import LanguageModel, load
     from patchclamp.models.selfcheck import check_model
@@ -14,12 +15,15 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Anatomy": "anatomy",
+    "Dictionary": "features",
     "LanguageModel": "load",
     "Layout": "units",
+    "LinearDictionary": "features",
     "Unit": "units",
     "UnitSet": "units",
     "change": "hooks",
     "check_model": "selfcheck",
+    "load_dictionary": "features",
     "load_sets": "units",
     "observe": "hooks",
     "prompt_scope": "hooks",
@@ -29,13 +33,16 @@ _HOMES = {
 
 __all__ = [
     "Anatomy",
+    "Dictionary",
     "LanguageModel",
     "Layout",
+    "LinearDictionary",
     "Unit",
     "UnitSet",
     "change",
     "check_model",
     "load",
+    "load_dictionary",
     "load_sets",
     "observe",
     "prompt_scope",

@@ -23,13 +23,16 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from patchclamp.core.errors import InputError
 from patchclamp.models.units import Layout
+
+if TYPE_CHECKING:
+    from patchclamp.models.features import Dictionary
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Anatomy:
     where a layer has no such site. heads: attention heads per layer (0 where there are none). forms: per layer
     "plain", "gated", "experts" or "none". soft_cap and logit_scale: logits = cap * tanh(scale * head(norm(x)) / cap).
     time_first: tensors inside are (seq, batch, width); pads: they may be longer than the input. notes: what was left
-    out, and why.
+    out, and why. features: site -> layer -> the dictionary whose features are the units there (`with_features`).
     """
 
     model_type: str
@@ -111,6 +114,7 @@ class Anatomy:
     time_first: bool = False
     pads: bool = False
     notes: tuple[str, ...] = ()
+    features: Mapping[str, Mapping[int, Dictionary]] = field(default_factory=dict)
     root: Any = field(default=None, repr=False)
     _modules: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
@@ -121,7 +125,9 @@ class Anatomy:
         return self._modules[path]
 
     def site(self, site: str, layer: int) -> SitePath:
-        """Where a tap lies; InputError names what the model has."""
+        """Where a tap lies (of a feature: the tap that its dictionary decomposes); InputError names what the model has."""
+        if site in self.features:
+            return self.site(self._dictionary(site, layer).site, layer)
         entries = self.sites.get("attn" if site == "head" else site)
         if entries is None or (site == "head" and not any(self.heads)):
             raise InputError(
@@ -136,6 +142,17 @@ class Anatomy:
                 f"layer {layer} has no site {site!r}; layers with it: {', '.join(have)}{self._why(site, layer)}"
             )
         return found
+
+    def feature(self, site: str, layer: int) -> Dictionary | None:
+        """The dictionary whose features a tap shows; None for a site of the model's own."""
+        return self._dictionary(site, layer) if site in self.features else None
+
+    def _dictionary(self, site: str, layer: int) -> Dictionary:
+        layers = self.features[site]
+        if layer not in layers:
+            have = ", ".join(map(str, layers))
+            raise InputError(f"layer {layer} has no site {site!r}; layers with a dictionary of that name: {have}")
+        return layers[layer]
 
     def _why(self, site: str, layer: int | None = None) -> str:
         """The note that says why a site is missing, as the end of a message."""
@@ -167,6 +184,9 @@ class Anatomy:
         }
         if "attn" in found and any(self.heads):
             found["head"] = Layout("head", self.heads)
+        for site, layers in self.features.items():
+            widths = [layers[layer].n_features if layer in layers else 0 for layer in range(self.n_layers)]
+            found[site] = Layout(site, tuple(widths))
         return found
 
     def down(self, layer: int) -> nn.Module:

@@ -11,7 +11,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from patchclamp.core.errors import InputError, ModelError
 from patchclamp.models.anatomy import SitePath
 from patchclamp.models.experts import watch_experts
+
+if TYPE_CHECKING:
+    from patchclamp.models.features import Dictionary
 
 Tap = tuple[str, int]
 SCOPES = ("prompt", "generated", "all")
@@ -195,13 +198,18 @@ def _changed(values: Tensor, seen: Seen, function: Change, point: _Point) -> Ten
     if seen.site == "head":
         seen.values = values.unflatten(-1, (point.state.anatomy.heads[point.layer], -1))
     given = seen.values
-    new = function(seen)
-    if not isinstance(new, Tensor) or new.shape != given.shape:
-        got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
-        raise InputError(f"the change of {seen.site}.{seen.layer} returned {got}; it must return {tuple(given.shape)}")
+    new = _checked(function(seen), seen.site, seen.layer, given)
     if new is given:
         return values
     return new.to(dtype=values.dtype, device=values.device).reshape(values.shape)
+
+
+def _checked(new: Any, site: str, layer: int, given: Tensor) -> Tensor:
+    """What a change returned, if it has the shape of what it was given."""
+    if not isinstance(new, Tensor) or new.shape != given.shape:
+        got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+        raise InputError(f"the change of {site}.{layer} returned {got}; it must return {tuple(given.shape)}")
+    return new
 
 
 class _State:
@@ -263,8 +271,15 @@ def _uncompiled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _joined(state: _State, model: Any, tap: Tap, function: Any, *, changing: bool) -> Iterator[None]:
-    """Enter a function at every place of a tap."""
-    entry, joined = (tap[0], function), []
+    """Enter a function at every place of a tap; for a feature at the place that its dictionary decomposes."""
+    dictionary = model.anatomy.feature(*tap)
+    if dictionary is None:
+        entry: tuple[str, Any] = (tap[0], function)
+    elif changing:
+        entry = (dictionary.site, _feature_change(dictionary, tap[0], function))
+    else:
+        entry = (dictionary.site, _feature_see(dictionary, tap[0], function))
+    joined = []
     try:
         for place in model.anatomy.site(*tap).places:
             point = _point(state, model, place, tap[1])
@@ -276,6 +291,28 @@ def _joined(state: _State, model: Any, tap: Tap, function: Any, *, changing: boo
         for point, members in joined:
             del members[max(number for number, member in enumerate(members) if member is entry)]
             _release(state, point)
+
+
+def _feature_see(dictionary: Dictionary, site: str, see: See) -> See:
+    """An observer of the vector that shows `see` its features."""
+
+    def shown(one: Seen) -> None:
+        here = dictionary.on(one.values.device)
+        see(Seen(site, one.layer, here.encode(one.values.to(here.dtype)), one.rows, one.offset, one.step))
+
+    return shown
+
+
+def _feature_change(dictionary: Dictionary, site: str, function: Change) -> Change:
+    """A change of the vector that moves it as `function` changes its features; what they don't explain is kept."""
+
+    def moved(one: Seen) -> Tensor:
+        here = dictionary.on(one.values.device)
+        old = here.encode(one.values.to(here.dtype))
+        new = _checked(function(Seen(site, one.layer, old, one.rows, one.offset, one.step)), site, one.layer, old)
+        return one.values if new is old else here.moved(one.values, old, new.to(dtype=old.dtype, device=old.device))
+
+    return moved
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import inspect
@@ -11,8 +12,9 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,9 @@ from patchclamp.core.errors import InputError, ModelError
 from patchclamp.models.anatomy import Anatomy
 from patchclamp.models.discovery import find_anatomy
 from patchclamp.models.units import Layout
+
+if TYPE_CHECKING:
+    from patchclamp.models.features import Dictionary
 
 make_callable(__name__)
 
@@ -146,7 +151,7 @@ class LanguageModel:
             site: {"widths": list(layout.widths), "experts": list(layout.experts)}
             for site, layout in self.layouts.items()
         }
-        return {
+        found = {
             "name": self.name,
             "type": self.anatomy.model_type,
             "fingerprint": self.fingerprint,
@@ -155,6 +160,24 @@ class LanguageModel:
             "forms": list(self.anatomy.forms),
             "sites": sites,
         }
+        if self.anatomy.features:
+            from patchclamp.models.feature_sites import features_identity
+
+            found["features"] = features_identity(self.anatomy.features)
+        return found
+
+    def with_features(self, *dictionaries: Dictionary) -> LanguageModel:
+        """This model with the features of dictionaries as further units: `sae.3.17` is feature 17 of the one of layer 3.
+
+        The same weights and tokenizer; this object stays as it is. Dictionaries of one name on several layers form one
+        site. Raises InputError for a dictionary that doesn't fit, MismatchError for one of another model.
+        """
+        from patchclamp.models.feature_sites import joined
+
+        found = copy.copy(self)
+        found.anatomy = replace(self.anatomy, features=joined(self, dictionaries))
+        vars(found).pop("identity", None)
+        return found
 
     @functools.cached_property
     def pad_id(self) -> int:

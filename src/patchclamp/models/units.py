@@ -24,7 +24,7 @@ from patchclamp.core.files import atomic_write, read_json, write_json
 
 SITES = ("mlp", "gate", "up", "attn", "resid", "attn_out", "mlp_out", "embed", "head", "pre", "q", "k", "v")
 SETS_FORMAT = "patchclamp.sets/1"
-_NAME = re.compile(r"(?P<site>[a-z_]+)\.(?P<layer>\d+)\.(?:e(?P<expert>\d+)\.)?(?P<index>\d+)")
+_NAME = re.compile(r"(?P<site>[A-Za-z][A-Za-z0-9_]*)\.(?P<layer>\d+)\.(?:e(?P<expert>\d+)\.)?(?P<index>\d+)")
 
 
 @dataclass(frozen=True, order=True)
@@ -47,8 +47,6 @@ class Unit:
             raise InputError(
                 f"{name!r} is no unit name; write site.layer.index, such as mlp.12.345 (experts: mlp.12.e3.345)"
             )
-        if match["site"] not in SITES:
-            raise InputError(f"{name!r}: no site is called {match['site']!r}; sites are {', '.join(SITES)}")
         expert = None if match["expert"] is None else int(match["expert"])
         return cls(match["site"], int(match["layer"]), int(match["index"]), expert)
 
@@ -185,7 +183,7 @@ class UnitSet:
         flat: dict[str, dict[int, float]] = {}
         for number, unit in enumerate(found):
             if unit.site not in layouts:
-                raise InputError(f"{unit}: this model has no site {unit.site!r}; it has {', '.join(layouts)}")
+                raise InputError(f"{unit}: {_no_site(unit.site, layouts)}")
             value = 0.0 if scores is None else float(scores[number])
             flat.setdefault(unit.site, {})[layouts[unit.site].position(unit)] = value
         positions = {site: np.array(sorted(values), dtype=np.int64) for site, values in sorted(flat.items())}
@@ -200,7 +198,7 @@ class UnitSet:
         identity = _identity(model)
         layouts = layouts_of(identity)
         if site not in layouts:
-            raise InputError(f"this model has no site {site!r}; it has {', '.join(layouts)}")
+            raise InputError(_no_site(site, layouts))
         chosen, first = np.unique(np.asarray(positions, dtype=np.int64), return_index=True)
         if chosen.size and not 0 <= chosen[0] <= chosen[-1] < layouts[site].total:
             raise InputError(f"positions {chosen[0]}-{chosen[-1]} given, but {site} has {layouts[site].total} units")
@@ -240,14 +238,14 @@ class UnitSet:
         return self._combined(other, np.setdiff1d)
 
     def _combined(self, other: UnitSet, operation: Any) -> UnitSet:
-        self.check_model(other.model)
+        identity = joint_identity(self.model, other.model)
         empty = np.array([], dtype=np.int64)
         sites = sorted({*self.positions, *other.positions})
         positions = {
             site: operation(self.positions.get(site, empty), other.positions.get(site, empty)).astype(np.int64)
             for site in sites
         }
-        return UnitSet(self.layouts, positions, _merged_scores(self, other, positions), self.model)
+        return UnitSet(layouts_of(identity), positions, _merged_scores(self, other, positions), identity)
 
     def names(self) -> list[str]:
         """Names of all units in canonical order."""
@@ -328,11 +326,8 @@ class UnitSet:
     def check_model(self, model: Any) -> None:
         """Raise MismatchError unless `model` (a LanguageModel or identity) is the model of this set."""
         theirs = _identity(model)
-        if self.model.get("fingerprint") != theirs.get("fingerprint"):
-            raise MismatchError(
-                f"these units belong to model {describe(self.model)}, but {describe(theirs)} was given; "
-                "find them again on that model"
-            )
+        _check_weights(self.model, theirs)
+        check_features("these units", self.model, theirs, self.sites)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: unit names and scores (the model is stored by the file that holds the set)."""
@@ -373,6 +368,45 @@ def layouts_of(model: Any) -> dict[str, Layout]:
     return {site: Layout.from_dict({"site": site, **entry}) for site, entry in sites.items()}
 
 
+def check_features(what: str, mine: Any, theirs: Any, sites: Iterable[str]) -> None:
+    """MismatchError unless the features among `sites` of one model come from the same dictionaries in the other.
+
+    what: whose the first model is, for the message. mine, theirs: LanguageModels or identities. Sites of the model's own
+    are not looked at: their units are the same with and without dictionaries.
+    """
+    sites = tuple(sites)
+    ours, others = feature_marks(mine, sites), feature_marks(theirs, sites)
+    for site in sites:
+        wanted, found = ours.get(site), others.get(site)
+        if wanted == found:
+            continue
+        if found is None:
+            told = "which the model given has no dictionary for: give it one by model.with_features(...) (--features FOLDER)"
+        elif wanted is None:
+            told = "which are features of a dictionary in the model given, and not in theirs"
+        else:
+            told = f"features of dictionaries {wanted[:12]}, but the model given has {found[:12]} under that name"
+        raise MismatchError(f"{what} lie in site {site!r}, {told}")
+
+
+def feature_marks(model: Any, sites: Iterable[str]) -> dict[str, str]:
+    """Fingerprints of the dictionaries behind those of some sites that are features; {} where none is."""
+    features: Mapping[str, Any] = _identity(model).get("features", {})
+    return {site: str(features[site]["fingerprint"]) for site in sites if site in features}
+
+
+def joint_identity(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The identity of a model with the features of both; MismatchError for two models, or other features of one name."""
+    _check_weights(mine, theirs)
+    ours, more = mine.get("features", {}), theirs.get("features", {})
+    check_features("these units", mine, theirs, [site for site in more if site in ours])
+    new = [site for site in more if site not in ours]
+    if not new:
+        return mine
+    added = {key: {**mine.get(key, {}), **{site: theirs[key][site] for site in new}} for key in ("sites", "features")}
+    return {**mine, **added}
+
+
 def describe(identity: Mapping[str, Any]) -> str:
     """Short name of a model for messages: its name and the start of its fingerprint."""
     return f"{identity.get('name') or 'unnamed'} ({str(identity.get('fingerprint') or '?')[:12]})"
@@ -382,11 +416,9 @@ def save_sets(path: str | os.PathLike[str], sets: Mapping[str, UnitSet], **extra
     """Write several sets of one model as `patchclamp.sets/1`; `extra` are further top-level entries."""
     if not sets:
         raise InputError("no sets to save")
-    first = next(iter(sets.values()))
-    for other in sets.values():
-        first.check_model(other.model)
+    identity = functools.reduce(joint_identity, (units.model for units in sets.values()))
     body = {name: units.to_dict() for name, units in sets.items()}
-    return write_json(path, {"format": SETS_FORMAT, "model": dict(first.model), **extra, "sets": body})
+    return write_json(path, {"format": SETS_FORMAT, "model": dict(identity), **extra, "sets": body})
 
 
 def load_sets(path: str | os.PathLike[str]) -> dict[str, UnitSet]:
@@ -405,6 +437,18 @@ def _identity(model: Any) -> Mapping[str, Any]:
     if not isinstance(identity, Mapping):
         raise InputError(f"a LanguageModel or its identity is needed, not {type(model).__name__}; use patchclamp.load")
     return identity
+
+
+def _check_weights(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    if mine.get("fingerprint") != theirs.get("fingerprint"):
+        raise MismatchError(
+            f"these units belong to model {describe(mine)}, but {describe(theirs)} was given; find them again on that model"
+        )
+
+
+def _no_site(site: str, layouts: Mapping[str, Layout]) -> str:
+    more = "" if site in SITES else "; features come with model.with_features(...) (--features FOLDER)"
+    return f"this model has no site {site!r}; it has {', '.join(layouts)}{more}"
 
 
 def _fingerprint(units: UnitSet) -> Any:

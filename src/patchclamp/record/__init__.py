@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from patchclamp.core.callable_room import make_callable
 
 if TYPE_CHECKING:
+    from patchclamp.record.activations import Activations
     from patchclamp.record.recorder import Interrupted, record
     from patchclamp.record.recording import Recording
     from patchclamp.record.statistics import Statistic, Where
 
 _HOMES = {
+    "Activations": "activations",
     "Interrupted": "recorder",
     "record": "recorder",
     "Recording": "recording",
@@ -24,7 +26,7 @@ _HOMES = {
 
 make_callable(__name__)
 
-__all__ = ["Interrupted", "Recording", "Statistic", "Where", "record"]
+__all__ = ["Activations", "Interrupted", "Recording", "Statistic", "Where", "record"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchclamp.core.errors import InputError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from patchclamp.models.load import LanguageModel
     from patchclamp.record.shards import Shard
 
+_FEATURES = "features-"
 Advance = Callable[[float], None]
 Results = Iterator[tuple["Shard", States]]
 Engine = Callable[["LanguageModel", Job, Iterable["Shard"], int, Advance], Results]
@@ -105,9 +107,12 @@ _WORKER: list[Any] = []  # model, job and budget of this worker process
 
 
 def _start_worker(folder: str, dtype: str, device: str, job: Job) -> None:
+    from patchclamp.models.features import load_dictionary
     from patchclamp.models.load import load
 
-    _WORKER[:] = [load(folder, dtype=dtype, device=device, check=False), job, Budget(job.batch_tokens)]
+    model = load(folder, dtype=dtype, device=device, check=False)
+    dictionaries = [load_dictionary(path) for path in sorted(Path(folder).glob(f"{_FEATURES}*"))]
+    _WORKER[:] = [model.with_features(*dictionaries), job, Budget(job.batch_tokens)]
 
 
 def _work(shard: Shard) -> States:
@@ -117,7 +122,9 @@ def _work(shard: Shard) -> States:
 
 @contextlib.contextmanager
 def _model_folder(model: LanguageModel) -> Iterator[str]:
-    """A checkpoint of the model for other processes of this machine."""
+    """A checkpoint of the model, and its dictionaries, for other processes of this machine."""
+    from patchclamp.models.feature_files import write_folder
+
     with tempfile.TemporaryDirectory(prefix="patchclamp-") as folder:
         from patchclamp.models.load import quiet_on_small_screens
 
@@ -125,4 +132,7 @@ def _model_folder(model: LanguageModel) -> Iterator[str]:
             model.hf.save_pretrained(folder)
         if model.tokenizer is not None and hasattr(model.tokenizer, "save_pretrained"):
             model.tokenizer.save_pretrained(folder)
+        dictionaries = [one for layers in model.anatomy.features.values() for one in layers.values()]
+        for number, one in enumerate(dictionaries):
+            write_folder(Path(folder) / f"{_FEATURES}{number}", one.header, one.tensors())
         yield folder

@@ -75,8 +75,8 @@ def record(
     on where a recording into `out` stopped, with bit-identical results. batch_tokens: positions per batch (default: 1,024 on a
     CPU, else 4,096), at least one sequence; halved where memory runs out. max_length: longest sequence (default: the model's,
     at most 2,048); longer documents are cut. max_tokens: tokens per label that count. select: which tokens count; padding
-    never does. folds: document d of a label belongs to fold d % folds. shard_tokens, shard_documents: what is written at once. engine: "local", "processes" or "ray", with so many workers.
-    quiet: no progress bar.
+    never does. folds: document d of a label belongs to fold d % folds. shard_tokens, shard_documents: what is written at
+    once. engine: "local", "processes" or "ray", with so many workers. quiet: no progress bar.
 
     Raises InputError for what can't be recorded, MismatchError if `out` holds a recording of another model, text or arguments,
     ModelError for NaN or infinite activations.

@@ -13,7 +13,7 @@ import numpy as np
 from patchclamp.core.errors import DamagedError, InputError, MismatchError
 from patchclamp.core.files import read_json, sha256_text, to_json, write_json
 from patchclamp.data.corpora import identity_of
-from patchclamp.models.units import Layout, describe, layouts_of
+from patchclamp.models.units import Layout, check_features, describe, feature_marks, layouts_of
 from patchclamp.record.job import States
 from patchclamp.record.recording_view import as_html, as_table, summary_rows
 from patchclamp.record.shard_files import check_shard, map_shard, shard_metadata, shard_name, write_shard
@@ -141,15 +141,18 @@ class Recording:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over all numbers: the same however the text was cut into shards in memory or on disk, if the numbers are."""
+        features = feature_marks(self.model, self.sites)
+        marks = [features] if features else []  # recordings without features keep the fingerprint that they always had
         found = hashlib.sha256(
-            to_json([self.model["fingerprint"], list(self.labels), self.arguments["statistics"]]).encode()
+            to_json([self.model["fingerprint"], list(self.labels), self.arguments["statistics"], *marks]).encode()
         )
         for label in self.labels:
             for site in self.sites:
                 for name in self.statistics:
                     for key, array in sorted(self.get(name, label, site).state().items()):
                         found.update(f"{label}/{site}/{name}/{key}/{array.dtype}/{array.shape}".encode())
-                        found.update(np.ascontiguousarray(array).data)
+                        for piece in getattr(array, "pieces", (array,)):  # what lies in pieces is never read whole
+                            found.update(np.ascontiguousarray(piece).data)
         return found.hexdigest()
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -256,9 +259,10 @@ def manifest_of(
     model: Mapping[str, Any], arguments: Mapping[str, Any], declared: Mapping[str, Any], provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The manifest of a recording that begins. declared: label -> {"source", "sha256" or None} before anything is read."""
-    mark = sha256_text(
-        to_json([model["fingerprint"], model["dtype"], arguments, {k: v["sha256"] for k, v in declared.items()}])
-    )
+    marked = [model["fingerprint"], model["dtype"], arguments, {k: v["sha256"] for k, v in declared.items()}]
+    if features := feature_marks(model, arguments["sites"]):
+        marked.append(features)
+    mark = sha256_text(to_json(marked))
     return {
         "format": RECORDING_FORMAT,
         "recording": mark,
@@ -309,6 +313,7 @@ def _joined(first: Recording, second: Recording, label: str) -> tuple[dict[str, 
 def _check_alike(first: Recording, second: Recording) -> None:
     if first.model["fingerprint"] != second.model["fingerprint"]:
         raise MismatchError(f"recordings of {describe(first.model)} and {describe(second.model)} can't be merged")
+    check_features("the units of the first recording", first.model, second.model, first.sites)
     for name in ("sites", "layers", "statistics", "folds", "select"):
         a, b = first.arguments[name], second.arguments[name]
         if a != b:

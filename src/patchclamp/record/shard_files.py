@@ -18,7 +18,16 @@ from patchclamp.core.files import atomic_write, sha256_file, to_json
 from patchclamp.record.job import States
 
 SHARD_FORMAT = "patchclamp.shard/1"
-_DTYPES = {"F64": np.float64, "F32": np.float32, "I64": np.int64, "I32": np.int32, "U8": np.uint8, "BOOL": np.bool_}
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
 
 
 def shard_name(label_number: int, number: int) -> str:

@@ -144,6 +144,11 @@ class Statistic:
         """At most so many documents in a shard, for a statistic that keeps something per document."""
         return None
 
+    @classmethod
+    def tokens_per_shard(cls, layout: Layout, layers: Sequence[int], **arguments: Any) -> int | None:
+        """At most so many tokens in a shard by default, for a statistic that keeps something per token."""
+        return None
+
     @property
     def recorded(self) -> NDArray[np.bool_]:
         """(total,) which units were recorded."""
