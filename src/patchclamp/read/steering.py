@@ -87,8 +87,8 @@ def match_kl(
     if not bool(torch.isfinite(directions).all()) or not bool((directions != 0).any(1).all()):
         raise InputError("a direction to steer with is zero or not finite")
     effect = _Effect(model, tap, prompt)
-    low, high = (math.log10(bound) for bound in between)
-    grid = torch.logspace(low, high, GRID, dtype=torch.float64)
+    lowest, highest = (math.log10(bound) for bound in between)
+    grid = torch.logspace(lowest, highest, GRID, dtype=torch.float64)
     n = len(directions)
     seen = effect.of(directions.repeat_interleave(GRID, 0), grid.repeat(n)).view(n, 1, GRID)
     above = seen >= torch.tensor(wanted, dtype=torch.float64)[None, :, None]
