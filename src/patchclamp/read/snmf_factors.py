@@ -180,8 +180,12 @@ class Factors:
             record = {name: data["convergence"][name] for name in Convergence.__dataclass_fields__}
             for name in ("losses", "searched", "trials"):
                 record[name] = tuple(record[name])
-            kept: dict[str, Any] = {name: data[name] for name in ("parameters", "site", "layer", "model", "contexts", "provenance")}
-            held: dict[str, Any] = {name: torch.from_numpy(np.array(arrays[name])) for name in ("features", "strengths")}
+            kept: dict[str, Any] = {
+                name: data[name] for name in ("parameters", "site", "layer", "model", "contexts", "provenance")
+            }
+            held: dict[str, Any] = {
+                name: torch.from_numpy(np.array(arrays[name])) for name in ("features", "strengths")
+            }
             return cls(**held, record=Convergence(**record), **kept)
         except (KeyError, TypeError) as problem:
             raise DamagedError(f"{path} is not a complete factorisation: {problem!r}") from problem
