@@ -53,3 +53,14 @@ def test_a_good_model_carries_its_report(tiny_gpt2: Any) -> None:
     assert tiny_gpt2.report is not None
     assert not tiny_gpt2.report.warnings
     assert tiny_gpt2.report.to_dict()["checks"][0]["name"] == "observing"
+
+
+@pytest.mark.parametrize("positions", [1, 2, 8])
+def test_a_model_of_very_short_texts_is_checked_too(positions: int) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    hf = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=positions, n_embd=16, n_layer=1, n_head=2))
+    report = check_model(load(hf, check=False))
+    assert not report.warnings
+    assert {"batch", "right padding", "left padding"} <= {check.name for check in report.checks}

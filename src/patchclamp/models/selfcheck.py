@@ -71,7 +71,9 @@ def check_model(model: Any) -> Report:
     for values of `mlp` (`resid` where there is none) "batch", "right padding", "left padding".
     """
     report = Report(model.name)
-    long, short = _tokens(model, 11, 0), _tokens(model, 7, 1)
+    long = _tokens(model, 11, 0)  # shorter where the model takes no more
+    short = _tokens(model, max(1, long.shape[1] * 7 // 11), 1)
+    pad = long.shape[1] - short.shape[1]
     tried = _attention(model, long)
     report.checks += _observing(model, torch.cat([long, long.flip(1)])) + tried
     site = "mlp" if "mlp" in model.layouts else "resid"
@@ -81,8 +83,8 @@ def check_model(model: Any) -> Report:
     alone = collect(model, site, short, torch.ones_like(short))
     for name, inputs in (
         ("batch", lambda: (torch.cat([short, short.flip(1)]), 0, 0)),
-        ("right padding", lambda: (torch.cat([_padded(model, short, 4, left=False), long]), 0, 4)),
-        ("left padding", lambda: (torch.cat([_padded(model, short, 4, left=True), long]), 4, 4)),
+        ("right padding", lambda: (torch.cat([_padded(model, short, pad, left=False), long]), 0, pad)),
+        ("left padding", lambda: (torch.cat([_padded(model, short, pad, left=True), long]), pad, pad)),
     ):
         report.checks.append(_moved(model, site, name, alone, inputs, limit))
     return report
