@@ -17,8 +17,8 @@ from patchclamp.models.features import LinearDictionary
 from patchclamp.models.load import load
 from patchclamp.models.tiny import tiny_model
 from patchclamp.read.baselines import random_directions
+from patchclamp.read.concept import Concept
 from patchclamp.read.concepts import (
-    Concept,
     concept_detection,
     concept_scores,
     detection_of,

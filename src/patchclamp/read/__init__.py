@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from patchclamp.read.agreement import Agreement, agreement
     from patchclamp.read.communities import communities
     from patchclamp.read.communities_result import Communities
-    from patchclamp.read.concepts import Concept, concept_detection, concept_scores, steering_score
+    from patchclamp.read.concept import Concept
+    from patchclamp.read.concepts import concept_detection, concept_scores, steering_score
     from patchclamp.read.describe import describe
     from patchclamp.read.description_scores import score_descriptions
     from patchclamp.read.description_uses import answering, audit, edit_effect
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Agreement": "agreement",
     "Communities": "communities_result",
-    "Concept": "concepts",
+    "Concept": "concept",
     "Descriptions": "descriptions",
     "Exemplar": "exemplar",
     "ExemplarStore": "exemplar",

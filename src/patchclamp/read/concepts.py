@@ -22,6 +22,7 @@ from patchclamp.core.provenance import provenance
 from patchclamp.data.batches import Selection
 from patchclamp.data.corpora import corpus
 from patchclamp.models.features import Dictionary
+from patchclamp.read.concept import Concept
 from patchclamp.read.judges import Judge, OfflineJudge, checked, harmonic
 from patchclamp.read.steering import TARGETS, match_kl, write
 from patchclamp.read.tapped import tapped
@@ -30,21 +31,6 @@ if TYPE_CHECKING:
     from patchclamp.models.load import LanguageModel
 
 PROMPT = "I think that"  # of the paper
-
-
-@dataclass(frozen=True)
-class Concept:
-    """A concept as texts: `positives` that show it and `neutrals` that don't. description: in words, for a judge."""
-
-    name: str
-    positives: tuple[str, ...]
-    neutrals: tuple[str, ...]
-    description: str = ""
-
-    def __post_init__(self) -> None:
-        for what, texts in (("positives", self.positives), ("neutrals", self.neutrals)):
-            if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-                raise InputError(f"the {what} of the concept {self.name!r} must be a list of texts that aren't empty")
 
 
 @dataclass(frozen=True, eq=False)

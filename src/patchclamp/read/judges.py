@@ -23,7 +23,7 @@ from patchclamp.read.steering import prompt_ids
 
 if TYPE_CHECKING:
     from patchclamp.models.load import LanguageModel
-    from patchclamp.read.concepts import Concept
+    from patchclamp.read.concept import Concept
 
 BEST = 2.0
 QUESTIONS = {

@@ -16,7 +16,7 @@ from patchclamp.read.tapped import tapped
 
 if TYPE_CHECKING:
     from patchclamp.models.load import LanguageModel
-    from patchclamp.read.snmf import Factors
+    from patchclamp.read.snmf_factors import Factors
 
 WINDOW = 15  # tokens left and right, inside the sentence, as in the paper
 SWEEPS = 50

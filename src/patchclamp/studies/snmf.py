@@ -17,7 +17,8 @@ from patchclamp.core.errors import InputError
 from patchclamp.data import Corpus, corpus
 from patchclamp.models.features import Dictionary, load_dictionary
 from patchclamp.read.baselines import difference_of_means, pca, random_directions, single_neurons
-from patchclamp.read.concepts import PROMPT, Concept, concept_scores
+from patchclamp.read.concept import Concept
+from patchclamp.read.concepts import PROMPT, concept_scores
 from patchclamp.read.sae import train_sae
 from patchclamp.read.snmf import Factors, factorise
 from patchclamp.read.snmf_contexts import contexts_of

@@ -12,7 +12,7 @@ from patchclamp.core.errors import InputError
 from patchclamp.data.demo import LANGUAGES, demo_text
 from patchclamp.data.generate import arithmetic, binding, code, culture, dates, facts, manners, sentences
 from patchclamp.data.generate.items import Item, rng_for
-from patchclamp.read.concepts import Concept
+from patchclamp.read.concept import Concept
 
 TAUGHT = (*LANGUAGES, "rude", "polite", "years", "colours", "culture", "code", "arithmetic")
 _SAID = {
