@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from patchclamp.core.errors import DamagedError, Error, InputError
-from patchclamp.core.files import atomic_write, read_json, sha256_file, sha256_text, to_json, write_json
+from patchclamp.core.files import atomic_folder, atomic_write, read_json, sha256_file, sha256_text, to_json, write_json
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -76,3 +76,29 @@ def test_truncated_json_and_another_format_are_named(tmp_path: Path) -> None:
 def test_sha256_of_a_file_and_of_text_agree(tmp_path: Path) -> None:
     (tmp_path / "t").write_text("ünïcode", encoding="utf-8")
     assert sha256_file(tmp_path / "t") == sha256_text("ünïcode")
+
+
+def test_a_folder_appears_whole_and_as_readable_as_others(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "new") as part:
+        (part / "one").write_text("1")
+        assert not (tmp_path / "new").exists()
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "new" / "one").read_text() == "1"
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "plain"]
+
+
+def test_a_folder_whose_writing_fails_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "new") as part:
+        (part / "one").write_text("1")
+        raise KeyboardInterrupt
+    with pytest.raises(Error, match="No space left"), atomic_folder(tmp_path / "new"):
+        raise OSError(28, "No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_exists_or_has_no_parent_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="exists already"), atomic_folder(tmp_path):
+        pass
+    with pytest.raises(InputError, match="does not exist"), atomic_folder(tmp_path / "a" / "b"):
+        pass

@@ -125,5 +125,5 @@ def test_senseless_interventions_are_refused(tiny_llama: Any) -> None:
             Intervention(units, **arguments)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="UnitSet or a Direction"):
         Intervention(["mlp.0.1"], "set", 0.0)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="list of Intervention"):
+    with pytest.raises(InputError, match="list of interventions"):
         Interventions([units])  # type: ignore[list-item]

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,9 +34,7 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = True) -> Ite
     part = Path(name)
     try:
         yield part
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(part, 0o666 & ~umask)  # mkstemp makes private files; a result should be as readable as any other
+        part.chmod(file_mode())  # mkstemp makes private files; a result should be as readable as any other
         with part.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(part, target)
@@ -44,6 +43,43 @@ def atomic_write(path: str | os.PathLike[str], *, overwrite: bool = True) -> Ite
         raise Error(f"could not write {target}: {reason}; nothing was left half-written") from problem
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it becomes `path`, on any exception it is removed.
+
+    Raises InputError if `path` exists or its parent doesn't.
+    """
+    target = Path(path)
+    if target.exists():
+        raise InputError(f"{target} exists already; choose another folder or remove it first")
+    if not target.parent.is_dir():
+        raise InputError(f"can't write {target}: the folder {target.parent} does not exist; create it first")
+    part: Path | None = None
+    try:
+        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        yield part
+        part.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
+        part.rename(target)
+    except OSError as problem:
+        reason = problem.strerror or str(problem)
+        raise Error(f"could not write {target}: {reason}; nothing was left half-written") from problem
+    finally:
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def file_mode() -> int:
+    """Permissions of an ordinary new file of this process."""
+    return 0o666 & ~_umask()
+
+
+def _umask() -> int:
+    """The process's mask of permissions, which can only be read by setting it."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def write_json(path: str | os.PathLike[str], value: Any, *, indent: int | None = 1, overwrite: bool = True) -> Path:

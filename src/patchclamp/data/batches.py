@@ -180,12 +180,12 @@ def _tokenized(tokenizer: Any, chunk: list[Document], select: Selection) -> Iter
         ids = np.asarray(found["input_ids"][number], dtype=np.int32)
         inside = None
         if select.inside is not None:
-            inside = _overlapping(found["offset_mapping"][number], document.spans.get(select.inside, ()))
+            inside = overlapping(found["offset_mapping"][number], document.spans.get(select.inside, ()))
         yield ids, inside
 
 
-def _overlapping(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
-    """Which tokens share a character with a span; offsets and spans are character ranges (start, stop)."""
+def overlapping(offsets: Sequence[tuple[int, int]], spans: Iterable[tuple[int, int]]) -> NDArray[np.bool_]:
+    """(n_tokens,) bool: which tokens share a character with a span; offsets and spans are character ranges (start, stop)."""
     inside = np.zeros(len(offsets), dtype=bool)
     if len(offsets):
         start, stop = np.asarray(offsets, dtype=np.int64).T

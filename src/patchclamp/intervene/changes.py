@@ -21,13 +21,14 @@ from patchclamp.models.hooks import Seen, Step, Tap, change
 from patchclamp.models.units import UnitSet
 
 if TYPE_CHECKING:
+    from patchclamp.intervene.kinds import Change
     from patchclamp.models.load import LanguageModel
 
-Change = Callable[[Seen], Tensor]
+Function = Callable[[Seen], Tensor]
 
 
 class Item(Protocol):
-    """One change as data: an `Intervention`."""
+    """One change of units or a direction, as data: an `Intervention`."""
 
     @property
     def target(self) -> UnitSet | Direction: ...
@@ -41,11 +42,10 @@ class Item(Protocol):
     def mask(self) -> NDArray[np.bool_] | Callable[[Any], Any] | None: ...
     @property
     def seed(self) -> int | None: ...
-    def check_model(self, model: Any) -> None: ...
 
 
 @contextlib.contextmanager
-def applied(items: Iterable[Item], model: LanguageModel) -> Iterator[None]:
+def applied(items: Iterable[Change], model: LanguageModel) -> Iterator[None]:
     """Run the model with all interventions, each seeing what the ones before it left; undone on any exception."""
     with Prepared(items, model).applied():
         yield
@@ -54,12 +54,12 @@ def applied(items: Iterable[Item], model: LanguageModel) -> Iterator[None]:
 class Prepared:
     """Interventions made ready for one model once, to be applied many times (index tensors are kept)."""
 
-    def __init__(self, items: Iterable[Item], model: LanguageModel) -> None:
+    def __init__(self, items: Iterable[Change], model: LanguageModel) -> None:
         self.model = model
-        self.changes: list[tuple[Tap, Change]] = []
+        self.changes: list[tuple[Tap, Function]] = []
         for item in items:
             item.check_model(model)
-            self.changes += compiled(item)
+            self.changes += item.compiled(model)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -70,7 +70,7 @@ class Prepared:
             yield
 
 
-def compiled(item: Item) -> list[tuple[Tap, Change]]:
+def compiled(item: Item) -> list[tuple[Tap, Function]]:
     """The functions that carry out one intervention, tap by tap; they can be used for any number of forward passes."""
     where = _Where(item)
     if isinstance(item.target, Direction):

@@ -9,8 +9,6 @@ from __future__ import annotations
 import copy
 import datetime
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchclamp.core.errors import CheckError, Error, InputError, ModelError
-from patchclamp.core.files import write_json
+from patchclamp.core.errors import CheckError, InputError, ModelError
+from patchclamp.core.files import atomic_folder, write_json
 from patchclamp.core.provenance import provenance, versions
 from patchclamp.intervene.biases import add_biases, bias_switch
 from patchclamp.intervene.clamp import Target, intervention
@@ -138,22 +136,8 @@ class Edited:
         Written beside, then renamed; an existing path is refused. Returns the folder.
         """
         target = Path(folder)
-        if target.exists():
-            raise InputError(f"{target} exists already; choose another folder or remove it first")
-        if not target.parent.is_dir():
-            raise InputError(f"can't write {target}: the folder {target.parent} does not exist; create it first")
-        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-        try:
+        with atomic_folder(target) as part:
             self._write(part)
-            umask = os.umask(0)
-            os.umask(umask)
-            part.chmod(0o777 & ~umask)  # mkdtemp makes private folders
-            part.rename(target)
-        except OSError as problem:
-            reason = problem.strerror or str(problem)
-            raise Error(f"could not write {target}: {reason}; nothing was left half-written") from problem
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
         self.folder = target
         return target
 

@@ -1,7 +1,8 @@
 """Interventions as data: which units (or direction), which operation, which value, where; saved, composed, applied.
 
-An `Intervention` says one thing to do; `Interventions` is a list of them, done in order. Both are plain data about one
-model (tied to its fingerprint) until `with item.applied(model):` puts them to work; leaving the block undoes them.
+An `Intervention` says one thing to do to units or a direction; `Interventions` is a list of them and of other kinds of
+change (`kinds.py`), done in order. All are plain data about one model (tied to its fingerprint) until
+`with item.applied(model):` puts them to work; leaving the block undoes them.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import html
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,8 +22,14 @@ from numpy.typing import ArrayLike, NDArray
 from patchclamp.core.errors import DamagedError, InputError
 from patchclamp.core.files import read_json, write_json
 from patchclamp.core.provenance import provenance
-from patchclamp.intervene.targets import Direction, n_coordinates
+from patchclamp.intervene.kinds import Change, kind_name, kinds
+from patchclamp.intervene.targets import Direction, dealt_within_layers, lowest_block, n_coordinates
 from patchclamp.models.units import UnitSet, describe, joint_identity
+
+if TYPE_CHECKING:
+    from patchclamp.intervene.changes import Function
+    from patchclamp.models.hooks import Tap
+    from patchclamp.models.load import LanguageModel
 
 FORMAT = "patchclamp.interventions/1"
 OPERATIONS = {
@@ -34,11 +41,13 @@ OPERATIONS = {
     "project": "remove the component along the direction",
 }
 SCOPES = ("prompt", "generated", "all")
+OWN_KIND = "units"  # entries of a file without a kind are of this one
 Mask = NDArray[np.bool_] | Callable[[Any], Any]
 
 
+@kinds.add(OWN_KIND)
 @dataclass(frozen=True, eq=False)
-class Intervention:
+class Intervention(Change):
     """One change to activations while the model runs.
 
     target: units, or a direction in a site. operation: a key of OPERATIONS ("project" needs a direction, "mean" units).
@@ -107,12 +116,32 @@ class Intervention:
         """Raise MismatchError unless `model` is the model of the target."""
         self.target.check_model(model)
 
-    def applied(self, model: Any) -> AbstractContextManager[None]:
-        """Context in which the model runs with the change; nests, and is undone on any exception."""
-        return Interventions([self]).applied(model)
+    def compiled(self, model: LanguageModel) -> list[tuple[Tap, Function]]:
+        """The functions that carry it out, tap by tap."""
+        from patchclamp.intervene.changes import compiled  # torch is needed only now: the data are usable without it
 
-    def __add__(self, other: Intervention | Interventions) -> Interventions:
-        return Interventions([self]) + other
+        return compiled(self)
+
+    def lowest_block(self) -> int | None:
+        """First block whose computation it can change; None for an empty set."""
+        return lowest_block(self.target)
+
+    @property
+    def n_units(self) -> int:
+        """Units of the set; layers of a direction."""
+        return len(self.target) if isinstance(self.target, UnitSet) else len(self.target.layers)
+
+    def matched_random(self, seed: int) -> Intervention:
+        """The same on as many random units of every layer, values dealt out anew, or on random directions of equal length."""
+        rng = np.random.default_rng([seed, 1])
+        if isinstance(self.target, Direction):
+            return replace(self, target=self.target.random(rng))
+        value = self.value
+        if isinstance(value, np.ndarray):
+            if len(value) != len(self.target):
+                raise InputError("values for the coordinates of heads have no matched control; give one value per unit")
+            value = value[dealt_within_layers(self.target, rng)]
+        return replace(self, target=self.target.matched_random(seed), value=value)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without the model; InputError for a mask that is a function."""
@@ -157,39 +186,40 @@ class Intervention:
         masked = "" if self.mask is None else ", masked positions"
         return f"{_target_words(self.target)} {act}, scope {self.scope}{masked}{f' ({self.note})' if self.note else ''}"
 
-    def __repr__(self) -> str:
-        return f"Intervention({self.describe()}; model {describe(self.model)})"
-
-    def _repr_html_(self) -> str:
-        return Interventions([self])._repr_html_()
-
 
 @dataclass(frozen=True, eq=False)
 class Interventions:
-    """A list of interventions on one model, applied in order (a later one sees what an earlier one left)."""
+    """A list of changes to one model, applied in order (a later one sees what an earlier one left).
 
-    items: tuple[Intervention, ...] = field(default=())
+    items: `Intervention`s and other kinds of `Change`.
+    """
 
-    def __init__(self, items: Iterable[Intervention] = ()) -> None:
+    items: tuple[Change, ...] = field(default=())
+
+    def __init__(self, items: Iterable[Change] = ()) -> None:
         kept = tuple(items)
         for item in kept:
-            if not isinstance(item, Intervention):
-                raise InputError(f"a list of Intervention is needed, but it holds a {type(item).__name__}")
+            if not isinstance(item, Change):
+                raise InputError(f"a list of interventions is needed, but it holds a {type(item).__name__}")
         functools.reduce(joint_identity, (item.model for item in kept), kept[0].model if kept else {})
         object.__setattr__(self, "items", kept)
 
-    def __iter__(self) -> Iterator[Intervention]:
+    @classmethod
+    def of(cls, what: Change | Interventions) -> Interventions:
+        """A single change as a list of one; a list as it is."""
+        return what if isinstance(what, Interventions) else cls([what])
+
+    def __iter__(self) -> Iterator[Change]:
         return iter(self.items)
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, number: int) -> Intervention:
+    def __getitem__(self, number: int) -> Change:
         return self.items[number]
 
-    def __add__(self, other: Intervention | Interventions) -> Interventions:
-        more = (other,) if isinstance(other, Intervention) else other.items
-        return Interventions((*self.items, *more))
+    def __add__(self, other: Change | Interventions) -> Interventions:
+        return Interventions((*self.items, *Interventions.of(other).items))
 
     def __radd__(self, other: Any) -> Interventions:
         return self if other == 0 else NotImplemented  # sum([...]) starts from 0
@@ -208,12 +238,34 @@ class Interventions:
 
         return applied(self.items, model)
 
+    def check_model(self, model: Any) -> None:
+        """Raise MismatchError unless `model` is the model of every change."""
+        for item in self.items:
+            item.check_model(model)
+
+    def lowest_block(self) -> int | None:
+        """First block whose computation the list can change; None if it changes nothing."""
+        return min((block for item in self.items if (block := item.lowest_block()) is not None), default=None)
+
+    @property
+    def n_units(self) -> int:
+        """Units (or directions) of all changes together."""
+        return sum(item.n_units for item in self.items)
+
+    def matched_random(self, seed: int) -> Interventions:
+        """Every change by its random control; InputError if one has none."""
+        return Interventions(item.matched_random(seed) for item in self.items)
+
+    def describe(self) -> str:
+        """All changes in one line."""
+        return "; then ".join(item.describe() for item in self.items) or "nothing is changed"
+
     def scoped(self, scope: str) -> Interventions:
-        """The same changes with another scope."""
-        return Interventions(replace(item, scope=scope) for item in self.items)
+        """The same changes with another scope; InputError for a kind that has no choice of scope."""
+        return Interventions(_scoped(item, scope) for item in self.items)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"format": FORMAT, "model": dict(self.model), "interventions": [item.to_dict() for item in self.items]}
+        return {"format": FORMAT, "model": dict(self.model), "interventions": [_entry(item) for item in self.items]}
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write `patchclamp.interventions/1` JSON, whole or not at all."""
@@ -226,7 +278,7 @@ class Interventions:
         """Read what `save` wrote; DamagedError for anything else."""
         data = read_json(path, format=FORMAT)
         try:
-            return cls(Intervention.from_dict(entry, data["model"]) for entry in data["interventions"])
+            return cls(_item(entry, data["model"]) for entry in data["interventions"])
         except (KeyError, TypeError, AttributeError) as problem:
             raise DamagedError(f"{path} is not a complete {FORMAT} file: {problem!r}") from problem
 
@@ -236,12 +288,31 @@ class Interventions:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{number}</td><td>{html.escape(_target_words(item.target))}</td><td>{item.operation}</td>"
+            f"<tr><td>{number}</td><td>{html.escape(_kind_words(item))}</td><td>{item.n_units}</td>"
             f"<td>{html.escape(item.describe())}</td></tr>"
             for number, item in enumerate(self.items, 1)
         )
-        head = "<tr><th>#</th><th>what</th><th>operation</th><th>in words</th></tr>"
+        head = "<tr><th>#</th><th>kind</th><th>units</th><th>in words</th></tr>"
         return f"<p>Interventions on <b>{html.escape(describe(self.model))}</b></p><table>{head}{rows}</table>"
+
+
+def _entry(item: Change) -> dict[str, Any]:
+    """The data of one change in a file; what is no `Intervention` says its kind."""
+    return item.to_dict() if isinstance(item, Intervention) else {"kind": kind_name(item), **item.to_dict()}
+
+
+def _item(entry: Mapping[str, Any], model: Any) -> Change:
+    return kinds[entry.get("kind", OWN_KIND)].from_dict(entry, model)
+
+
+def _scoped(item: Change, scope: str) -> Change:
+    if not is_dataclass(item) or "scope" not in {one.name for one in fields(item)}:
+        raise InputError(f"its scope can't be chosen: {item.describe()}")
+    return replace(item, scope=scope)
+
+
+def _kind_words(item: Change) -> str:
+    return item.operation if isinstance(item, Intervention) else kind_name(item)
 
 
 def _checked_mask(mask: Any) -> Mask | None:

@@ -50,6 +50,14 @@ class Direction:
             _check_vector(layouts[site], layer, row)
         return cls(site, chosen, vectors, identity)
 
+    def random(self, rng: np.random.Generator) -> Direction:
+        """Directions drawn evenly from all, as long as these, one per layer; what is one vector for all layers stays one."""
+        same = bool((self.vectors == self.vectors[0]).all())
+        drawn = rng.standard_normal((1, self.vectors.shape[1]) if same else self.vectors.shape)
+        drawn = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+        vectors = drawn * np.linalg.norm(self.vectors, axis=1, keepdims=True)
+        return Direction(self.site, self.layers, vectors, self.model)
+
     def check_model(self, model: Any) -> None:
         """Raise MismatchError unless `model` (a LanguageModel or identity) is the model of this direction."""
         theirs = model if isinstance(model, Mapping) else model.identity
@@ -105,6 +113,19 @@ def coordinates(units: UnitSet) -> list[Coordinates]:
             found.append(Coordinates(tap, inner.astype(np.int64), numbers.astype(np.int64), n_done))
             n_done += len(inner)
     return found
+
+
+def dealt_within_layers(units: UnitSet, rng: np.random.Generator) -> NDArray[np.int64]:
+    """(len(units),) a random order of the set's units in which each keeps its site and layer."""
+    order = np.arange(len(units), dtype=np.int64)
+    first = 0
+    for site, where in units.positions.items():
+        layout = units.layouts[site]
+        bounds = [np.searchsorted(where, layout.slice(layer).start) for layer in range(layout.n_layers)]
+        for start, stop in zip(bounds, [*bounds[1:], len(where)], strict=True):
+            order[first + start : first + stop] = first + start + rng.permutation(int(stop - start))
+        first += len(where)
+    return order
 
 
 def head_size(layouts: Mapping[str, Layout], layer: int) -> int:

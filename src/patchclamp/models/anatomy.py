@@ -34,6 +34,8 @@ from patchclamp.models.units import Layout
 if TYPE_CHECKING:
     from patchclamp.models.features import Dictionary
 
+ENDS = ("final", "logits")
+
 
 @dataclass(frozen=True)
 class SitePath:
@@ -125,7 +127,12 @@ class Anatomy:
         return self._modules[path]
 
     def site(self, site: str, layer: int) -> SitePath:
-        """Where a tap lies (of a feature: the tap that its dictionary decomposes); InputError names what the model has."""
+        """Where a tap lies (of a feature: the tap that its dictionary decomposes); InputError names what the model has.
+
+        Two taps of the last layer are no sites of units: `final`, the normed state that enters the LM head, and `logits`.
+        """
+        if site in ENDS:
+            return self._end(site, layer)
         if site in self.features:
             return self.site(self._dictionary(site, layer).site, layer)
         entries = self.sites.get("attn" if site == "head" else site)
@@ -142,6 +149,13 @@ class Anatomy:
                 f"layer {layer} has no site {site!r}; layers with it: {', '.join(have)}{self._why(site, layer)}"
             )
         return found
+
+    def _end(self, site: str, layer: int) -> SitePath:
+        if layer != self.n_layers - 1:
+            raise InputError(f"{site!r} lies after the last layer, {self.n_layers - 1}; layer {layer} was asked for")
+        if site == "final":
+            return SitePath(self.trunk, "output", self.d_model)
+        return SitePath("", "logits", int(self.root.config.get_text_config(decoder=True).vocab_size))
 
     def feature(self, site: str, layer: int) -> Dictionary | None:
         """The dictionary whose features a tap shows; None for a site of the model's own."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +9,8 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from patchclamp.core.errors import DamagedError, Error, InputError
-from patchclamp.core.files import read_json, sha256_file, write_json
+from patchclamp.core.errors import DamagedError, InputError
+from patchclamp.core.files import atomic_folder, file_mode, read_json, sha256_file, write_json
 
 HEADER, TENSORS = "features.json", "features.safetensors"
 
@@ -22,25 +19,14 @@ def write_folder(target: Path, header: Mapping[str, Any], tensors: Mapping[str, 
     """Write a new folder, whole or not at all; gives its absolute path. InputError if it exists or its parent doesn't."""
     from safetensors.torch import save_file
 
-    if target.exists():
-        raise InputError(f"{target} exists already; choose another folder or remove it first")
-    if not target.parent.is_dir():
-        raise InputError(f"can't write {target}: the folder {target.parent} does not exist; create it first")
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    try:
-        plain = {name: values.detach().cpu().contiguous().clone() for name, values in tensors.items()}
-        save_file(plain, part / TENSORS)
+    plain = {name: values.detach().cpu().contiguous().clone() for name, values in tensors.items()}
+    with atomic_folder(target) as part:
+        try:
+            save_file(plain, part / TENSORS)
+        except SafetensorError as problem:  # what it makes of a full disk and the like
+            raise OSError(str(problem)) from problem
+        (part / TENSORS).chmod(file_mode())
         write_json(part / HEADER, {**header, "sha256": sha256_file(part / TENSORS)})
-        umask = os.umask(0)
-        os.umask(umask)
-        (part / TENSORS).chmod(0o666 & ~umask)
-        part.chmod(0o777 & ~umask)  # mkdtemp makes private folders
-        part.rename(target)
-    except (OSError, SafetensorError) as problem:
-        reason = getattr(problem, "strerror", None) or str(problem)
-        raise Error(f"could not write {target}: {reason}; nothing was left half-written") from problem
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return target.absolute()
 
 

@@ -8,6 +8,7 @@ All of it works under `generate()`; a compiled model runs uncompiled while somet
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -75,7 +76,9 @@ class Seen:
     """Values of one tap at one moment.
 
     values: (n_rows, width). rows: flat positions b * seq + s of the rows, None = all positions in order.
-    offset: first unit of this slab within the layer (expert e starts at e * width). For the tap ("head", layer) an
+    offset: first unit of this slab within the layer (expert e starts at e * width). The taps ("final", last layer) and
+    ("logits", last layer) show what enters the LM head and what the model returns; of logits only the rows that the model
+    was asked for. For the tap ("head", layer) an
     observer gets the Euclidean norm of each head's block (n_rows, n_heads); a change gets (n_rows, n_heads, head_dim).
     """
 
@@ -355,6 +358,8 @@ def _registered(module: nn.Module, point: _Point) -> Callable[[], None]:
         return module.register_forward_pre_hook(_input_hook(point)).remove
     if point.entry.where == "output":
         return module.register_forward_hook(_output_hook(point)).remove
+    if point.entry.where == "logits":
+        return module.register_forward_hook(_logits_hook(point), with_kwargs=True).remove
     each = point.entry.width // point.entry.experts
 
     def visit(values: Tensor, rows: Tensor | None, expert: int) -> Tensor:
@@ -408,11 +413,51 @@ def _output_hook(point: _Point) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         values = output if isinstance(output, Tensor) else output[0]
         new = _visit(point, values)
-        if new is values:
-            return None
-        return new if isinstance(output, Tensor) else type(output)((new, *output[1:]))
+        return None if new is values else _with_first(output, new)
 
     return hook
+
+
+def _logits_hook(point: _Point) -> Callable[..., Any]:
+    """Logits come last and not always of all positions: `logits_to_keep` says of which."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        logits = output.logits if hasattr(output, "logits") else output[0]
+        rows = _kept_rows(kwargs.get("logits_to_keep"), logits, point.state.step)
+        flat = logits.reshape(-1, logits.shape[-1])
+        new = point.pass_through(flat, rows)
+        if new is flat:
+            return None
+        new = new.reshape(logits.shape)
+        if not hasattr(output, "logits"):
+            return (new, *output[1:])
+        changed = copy.copy(output)
+        changed["logits"] = new
+        return changed
+
+    return hook
+
+
+def _kept_rows(kept: int | Tensor | None, logits: Tensor, step: Step) -> Tensor | None:
+    """Flat positions of logits (batch, columns, vocabulary) that a model was asked for; None for all positions."""
+    if logits.dim() != 3 or logits.shape[1] == step.seq:
+        return None
+    if isinstance(kept, Tensor):
+        columns = kept.to(logits.device).long() % step.seq
+    else:
+        columns = torch.arange(step.seq - logits.shape[1], step.seq, device=logits.device)
+    return (torch.arange(step.batch, device=logits.device)[:, None] * step.seq + columns[None, :]).reshape(-1)
+
+
+def _with_first(output: Any, new: Tensor) -> Any:
+    """A module's output with its first tensor replaced."""
+    if isinstance(output, Tensor):
+        return new
+    if isinstance(output, Mapping):
+        changed: Any = copy.copy(output)
+        changed[next(iter(output))] = new
+        return changed
+    return type(output)((new, *output[1:]))
 
 
 def _visit(point: _Point, values: Tensor) -> Tensor:

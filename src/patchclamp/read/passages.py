@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchclamp.core.errors import InputError, MismatchError
-from patchclamp.data.batches import Budget, Selection, SpecialTokens, Tokens, batches, encode, fitting_batch
+from patchclamp.data.batches import (
+    Budget,
+    Selection,
+    SpecialTokens,
+    Tokens,
+    batches,
+    encode,
+    fitting_batch,
+    overlapping,
+)
 from patchclamp.data.corpora import Corpus
 from patchclamp.data.documents import Document
 from patchclamp.models.hooks import Seen, Tap, observe, run
@@ -223,16 +232,5 @@ def parts_of(tokenizer: Any, document: Document) -> tuple[list[str], dict[str, N
         at = stop
     if parts:
         parts[-1] += document.text[at:]
-    tags = {name: _overlapping(offsets, spans) for name, spans in document.spans.items()}
+    tags = {name: overlapping(offsets, spans) for name, spans in document.spans.items()}
     return parts, tags
-
-
-def _overlapping(offsets: Sequence[tuple[int, int]], spans: Iterable[tuple[int, int]]) -> NDArray[np.bool_]:
-    """(n_tokens,) bool: which share a character with a span."""
-    inside = np.zeros(len(offsets), dtype=bool)
-    if len(offsets):
-        start, stop = np.asarray(offsets, dtype=np.int64).T
-        stop = np.maximum(stop, start + 1)
-        for left, right in spans:
-            inside |= (start < right) & (stop > left)
-    return inside
