@@ -102,10 +102,11 @@ def descriptions_of(given: Descriptions | str | os.PathLike[str]) -> tuple[Descr
 def model_of(source: Any) -> Mapping[str, Any]:
     """Identity of the model that a recording, a finding, sets or effects belong to; DamagedError if it is missing."""
     from patchclamp.measure.effect_table import Effects
+    from patchclamp.read.descriptions import Descriptions
 
     if isinstance(source, Effects):
         identity = source.provenance.get("inputs", {}).get("model")
-    elif isinstance(source, Mapping) and not hasattr(source, "describer"):
+    elif isinstance(source, Mapping) and not isinstance(source, Descriptions):
         identity = next(iter(source.values())).model
     else:
         identity = source.model
@@ -145,9 +146,7 @@ def run_entries(source: Any, where: str | None) -> dict[str, Any]:
     """Columns of the table `runs` for a recording, a finding, sets, effects or tokens."""
     made: Mapping[str, Any] = dict(getattr(source, "provenance", None) or {})
     return {
-        "method": "tokens"
-        if hasattr(source, "top_ids")
-        else getattr(source, "method", getattr(source, "describer", None)),
+        "method": _method(source),
         "call": made.get("call"),
         "fingerprint": getattr(source, "fingerprint", None) or content_fingerprint(source),
         "source": where,
@@ -159,36 +158,53 @@ def run_entries(source: Any, where: str | None) -> dict[str, Any]:
     }
 
 
+def _method(source: Any) -> str | None:
+    """What a reading or a finding was made with; None for recordings, plain sets and effects."""
+    from patchclamp.find.finding import Finding
+    from patchclamp.read.descriptions import Descriptions
+    from patchclamp.read.token_map import TokenMap
+
+    if isinstance(source, TokenMap):
+        return "tokens"
+    if isinstance(source, Descriptions):
+        return source.describer
+    return source.method if isinstance(source, Finding) else None
+
+
 def content_fingerprint(source: Any) -> str:
     """Hex SHA-256 over what a finding, sets, effects or a reading say; the same before saving and after loading."""
-    if hasattr(source, "describer"):
-        return sha256_text(to_json([model_of(source)["fingerprint"], source.to_dict()]))
-    if isinstance(source, Mapping):
-        return sha256_text(
-            to_json([model_of(source)["fingerprint"], {name: units.to_dict() for name, units in source.items()}])
-        )
-    if hasattr(source, "top_ids"):
-        named = [model_of(source)["fingerprint"], list(source.positions), dict(source.parameters)]
-        digest = hashlib.sha256(to_json(named).encode())
-        arrays = (
-            *source.positions.values(),
-            source.top_ids,
-            source.top_values,
-            source.bottom_ids,
-            source.bottom_values,
-        )
-        for array in arrays:
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
-    if hasattr(source, "rows"):
-        return sha256_text(to_json([model_of(source)["fingerprint"], source.rows, _units_of_effects(source)]))
-    digest = hashlib.sha256()
-    sites = source.sites[0] if len(source.sites) == 1 else list(source.sites)
-    named = [source.model["fingerprint"], source.method, sites, list(source.labels), source.parameters]
-    digest.update(to_json(named).encode())
-    for name in ("chosen", "scores", "classes"):
-        values = getattr(source, name, None)
-        digest.update(name.encode() if values is None else np.ascontiguousarray(values).tobytes())
+    from patchclamp.find.finding import Finding
+    from patchclamp.measure.effect_table import Effects
+    from patchclamp.read.descriptions import Descriptions
+    from patchclamp.read.token_map import TokenMap
+
+    model = model_of(source)["fingerprint"]
+    if isinstance(source, TokenMap):
+        return _hashed([model, list(source.positions), dict(source.parameters)], _arrays_of(source))
+    if isinstance(source, Finding):
+        sites = source.sites[0] if len(source.sites) == 1 else list(source.sites)
+        named = [model, source.method, sites, list(source.labels), source.parameters]
+        return _hashed(named, {name: getattr(source, name, None) for name in ("chosen", "scores", "classes")})
+    if isinstance(source, Effects):
+        said: Any = [source.rows, _units_of_effects(source)]
+    elif isinstance(source, Descriptions):
+        said = [source.to_dict()]
+    else:
+        said = [{name: units.to_dict() for name, units in source.items()}]
+    return sha256_text(to_json([model, *said]))
+
+
+def _arrays_of(tokens: TokenMap) -> dict[str, NDArray[Any]]:
+    ends = {name: getattr(tokens, name) for name in ("top_ids", "top_values", "bottom_ids", "bottom_values")}
+    return {**dict(tokens.positions), **ends}
+
+
+def _hashed(named: Any, arrays: Mapping[str, NDArray[Any] | None]) -> str:
+    digest = hashlib.sha256(to_json(named).encode())
+    for name, values in arrays.items():
+        digest.update(name.encode())
+        if values is not None:
+            digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
 
 

@@ -74,7 +74,8 @@ Features = Annotated[
     typer.Option(
         "--features",
         metavar="FOLDER",
-        help="Dictionary (a trained sparse autoencoder, a factorisation, directions) whose features become units; repeatable.",
+        help="Dictionary (a sparse autoencoder of ours or a SAELens folder, a factorisation, directions) whose features become "
+        "units; repeatable.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
@@ -92,10 +93,11 @@ def open_model(
     check: bool = True,
 ) -> LanguageModel:
     """Load the model that the options describe, with the features of dictionaries as further units."""
-    from patchclamp.models import load, load_dictionary
+    from patchclamp.models import load
+    from patchclamp.read.dictionaries import open_dictionary
 
     placed: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {"device": device}
-    dictionaries = [load_dictionary(folder) for folder in features or ()]  # known before the model is loaded
+    dictionaries = [open_dictionary(folder) for folder in features or ()]  # known before the model is loaded
     model = load(name, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, check=check, **placed)
     return model.with_features(*dictionaries) if dictionaries else model
 

@@ -62,9 +62,11 @@ def load_sae_lens(
         found = tap_of(str(config.get("hook_name")))
         site, layer = site or found[0], found[1] if layer is None else layer
     try:
-        return _assembled(config, _scaled(config, weights, path, scaling), path, name, site, layer)
+        sae = _assembled(config, _scaled(config, weights, path, scaling), path, name, site, layer)
     except KeyError as problem:
         raise DamagedError(f"{path} is incomplete: it has no {problem.args[0]}") from problem
+    sae.folder = path.absolute()
+    return sae
 
 
 def save_sae_lens(sae: SAE, folder: str | os.PathLike[str]) -> Path:
