@@ -87,7 +87,7 @@ class Registry(Generic[T]):
             return
         self._complete = True
         package = importlib.import_module(self._room)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self._room}.{module.name}")
+        for module in pkgutil.walk_packages(package.__path__, prefix=f"{self._room}."):  # files of its folders too
+            importlib.import_module(module.name)
         for point in entry_points(group=f"patchclamp.{self.kind}s"):
             self.add(point.name)(point.load())
