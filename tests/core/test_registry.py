@@ -26,8 +26,8 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     )
     monkeypatch.syspath_prepend(tmp_path)
     yield "sample_room"
-    for name in ("sample_room", "sample_room.one"):
-        sys.modules.pop(name, None)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sample_room"]:
+        del sys.modules[name]
 
 
 def test_a_file_in_the_room_is_found_without_being_named_anywhere(room: str) -> None:
@@ -36,6 +36,14 @@ def test_a_file_in_the_room_is_found_without_being_named_anywhere(room: str) -> 
     assert table["one"](None) == 0.01
     assert "one" in table
     assert "two" not in table
+
+
+def test_a_file_in_a_folder_of_the_room_is_found_too(room: str, tmp_path: Path) -> None:
+    folder = tmp_path / "sample_room" / "inner"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "two.py").write_text("from sample_room import table\n\n@table.add('two')\ndef two():\n    'Two.'\n")
+    assert [entry.name for entry in __import__(room).table] == ["one", "two"]
 
 
 def test_an_entry_describes_itself_from_docstring_and_signature(room: str) -> None:
