@@ -28,7 +28,7 @@ from timing import interleaved, ratios
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import patchclamp as pc
-from patchclamp.read.head import Head
+from patchclamp.models.head import Head
 from patchclamp.read.lm_head import Readout
 
 K = 20

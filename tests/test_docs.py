@@ -113,13 +113,26 @@ def test_every_finder_and_statistic_is_documented() -> None:
 
 
 def test_every_site_and_operation_is_documented() -> None:
-    from patchclamp.intervene.interventions import OPERATIONS, SCOPES
+    from patchclamp.intervene.interventions import OPERATIONS
+    from patchclamp.intervene.kinds import SCOPES
     from patchclamp.models.units import SITES
 
     concepts = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
     formats = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
     assert [site for site in SITES if f"`{site}`" not in concepts] == []
     assert [name for name in (*OPERATIONS, *SCOPES) if f"`{name}`" not in formats] == []
+
+
+def test_every_fit_and_kind_of_change_is_documented() -> None:
+    from patchclamp.intervene.fits import fits
+    from patchclamp.intervene.kinds import kinds
+
+    page = (ROOT / "docs" / "interventions.md").read_text(encoding="utf-8")
+    formats = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    own = [entry.name for entry in fits if entry.target.__module__.startswith("patchclamp.")]
+    assert [name for name in own if f"`{name}`" not in page and f"patchclamp fit {name}" not in page] == []
+    own = [entry.name for entry in kinds if entry.target.__module__.startswith("patchclamp.")]
+    assert [name for name in own if f"| `{name}` |" not in formats] == []
 
 
 def test_json_examples_are_json() -> None:
@@ -174,15 +187,15 @@ FILES = ("rec/manifest.json", "neurons.json", "effects.json", "russian.intervent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["index.md", "extending.md", "features.md"])
+@pytest.mark.parametrize("name", ["index.md", "extending.md", "features.md", "interventions.md", "steering.md"])
 def test_the_other_pages_python_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from patchclamp.find import finders
+    from patchclamp.intervene.fits import fits
     from patchclamp.models.features import decompositions
     from patchclamp.record.statistics import statistics
 
-    monkeypatch.setattr(decompositions, "_entries", dict(decompositions._entries))
-    list(finders), list(statistics)  # the built-in entries are complete; the page's own go when the test ends
-    monkeypatch.setattr(finders, "_entries", dict(finders._entries))
-    monkeypatch.setattr(statistics, "_entries", dict(statistics._entries))
+    for table in (decompositions, finders, fits, statistics):
+        list(table)  # the built-in entries are complete; the page's own go when the test ends
+        monkeypatch.setattr(table, "_entries", dict(table._entries))
     for _ in script("run_tutorial").run((ROOT / "docs" / name).read_text(encoding="utf-8"), tmp_path):
         pass

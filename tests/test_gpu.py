@@ -60,3 +60,21 @@ def test_generation_on_the_gpu_means_the_same_with_and_without_cache(tiny_llama:
                 for cached in (True, False)
             ]
         assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steering_and_edits_on_the_gpu_are_those_of_the_cpu(tiny_llama: Any, dtype: torch.dtype) -> None:
+    gpu, ids = on_gpu(tiny_llama, dtype), torch.tensor([[1, 20, 30, 40]])
+    text = corpus(TEXT)
+    cpu_way = pc.intervene.mean_difference(tiny_llama, "fr", "en", text=text, layers=1)
+    gpu_way = pc.intervene.mean_difference(gpu, "fr", "en", text=text, layers=1)
+    with pc.steer(tiny_llama, cpu_way, 0.5, text=text), pc.steer(gpu, gpu_way, 0.5, text=text):
+        cpu, cuda = tiny_llama.logits(ids), gpu.logits(ids).float().cpu()
+    torch.testing.assert_close(
+        cuda, cpu, rtol=0, atol=(1e-3 if dtype == torch.float32 else 0.1) * float(cpu.abs().max())
+    )
+    pc.intervene.steering(gpu, gpu_way, 0.1, strength_in="kl", text=text, prompt="The cat")
+    edited = pc.edit(gpu, pc.intervene.ablation(gpu, gpu_way))
+    assert pc.intervene.component_left(edited.model, gpu_way.vectors[0]).max() < (
+        1e-4 if dtype == torch.float32 else 0.02
+    )

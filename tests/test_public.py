@@ -58,7 +58,19 @@ def test_every_public_name_resolves_and_is_documented() -> None:
 
 @pytest.mark.parametrize(
     "room",
-    ["models", "data", "record", "intervene", "measure", "find", "read", "atlas", "train", "studies.language_neurons"],
+    [
+        "models",
+        "data",
+        "record",
+        "intervene",
+        "measure",
+        "find",
+        "read",
+        "generate",
+        "atlas",
+        "train",
+        "studies.language_neurons",
+    ],
 )
 def test_every_public_name_of_a_room_resolves(room: str) -> None:
     import importlib

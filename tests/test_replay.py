@@ -12,6 +12,7 @@ import pytest
 import patchclamp as pc
 from patchclamp.core.errors import DamagedError, InputError, MismatchError
 from patchclamp.replay import replay
+from patchclamp.replay.comparison import compared, gaps_of
 
 LABELS = {
     "en": [f"The cat number {n} sat on the mat and looked at the moon." for n in range(24)],
@@ -95,14 +96,12 @@ def test_a_file_saved_without_scores_or_narrowed_agrees(made: Path, tmp_path: Pa
 
 
 def test_a_changed_number_in_a_large_array_is_found_by_its_place(made: Path) -> None:
-    import patchclamp.replay as room
-
     rng = np.random.default_rng(0)
     then = {"scores": rng.normal(size=(3, 200_000)), "names": ["a", "b"], "same": None}
     now = {"scores": then["scores"].copy(), "names": ["a", "c"], "same": None}
     now["scores"][2, 77] += 1e-3
     now["scores"][0, 5] = np.nan
-    report = room._report({"call": "test"}, then, now, 1e-6)
+    report = compared({"call": "test"}, then, now, 1e-6)
     places = [line.partition(":")[0] for line in report.differences]
     assert places == ["names[1]", "scores[0, 5]", "scores[2, 77]"]
     assert report.compared == 600_003
@@ -119,9 +118,7 @@ def test_a_changed_number_in_a_large_array_is_found_by_its_place(made: Path) -> 
     ],
 )  # fmt: skip
 def test_relative_difference_of_two_leaves(old: Any, new: Any, gap: float) -> None:
-    import patchclamp.replay as room
-
-    assert room._gaps(old, new).max(initial=0.0) == pytest.approx(gap)
+    assert gaps_of(old, new).max(initial=0.0) == pytest.approx(gap)
 
 
 def test_missing_inputs_are_named_and_can_be_given(made: Path, tiny_gpt2: Any, tmp_path: Path) -> None:

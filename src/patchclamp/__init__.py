@@ -27,12 +27,12 @@ from patchclamp.core.errors import (
 )
 
 if TYPE_CHECKING:
-    from patchclamp import atlas, find, intervene, measure, read, studies, train
+    from patchclamp import atlas, find, generate, intervene, measure, read, studies, train
     from patchclamp.atlas import Atlas
     from patchclamp.data import Corpus, Document, Selection, Task, TaskItem, corpus, demo_text, task
     from patchclamp.find import Finding
-    from patchclamp.intervene import Intervention, Interventions, clamp, edit
-    from patchclamp.measure import Effects, effect
+    from patchclamp.intervene import Intervention, Interventions, clamp, edit, steer
+    from patchclamp.measure import Effects, effect, side_effects
     from patchclamp.models import Anatomy, LanguageModel, Layout, Unit, UnitSet, check_model, load
     from patchclamp.record import Recording, record
     from patchclamp.replay import replay
@@ -58,16 +58,18 @@ _HOME = {
     "Recording": "record",
     "clamp": "intervene",
     "edit": "intervene",
+    "steer": "intervene",
     "Intervention": "intervene",
     "Interventions": "intervene",
     "effect": "measure",
     "Effects": "measure",
+    "side_effects": "measure",
     "Finding": "find",
     "Atlas": "atlas",
     "replay": "replay",
     "study": "studies.study",
 }
-_ROOMS = ("atlas", "find", "intervene", "measure", "read", "studies", "train")
+_ROOMS = ("atlas", "find", "generate", "intervene", "measure", "read", "studies", "train")
 
 __version__ = "0.1.0"
 __all__ = [
@@ -101,12 +103,15 @@ __all__ = [
     "edit",
     "effect",
     "find",
+    "generate",
     "intervene",
     "load",
     "measure",
     "read",
     "record",
     "replay",
+    "side_effects",
+    "steer",
     "studies",
     "study",
     "task",

@@ -107,3 +107,28 @@ def test_every_command_that_takes_a_model_takes_features() -> None:
     commands += [("find", "discrimination"), ("read", "tokens")]
     for one in commands:
         assert "--features" in accepted(program(*one, "--help")).out, one
+
+
+def test_a_folder_of_saelens_serves_and_is_found_again(small: Chain, tmp_path: Path) -> None:
+    from patchclamp.read.sae_kinds import KINDS
+    from patchclamp.read.sae_lens import save_sae_lens
+
+    width = load(small.model, check=False).anatomy.d_model
+    draw = torch.Generator().manual_seed(3)
+    rows = torch.randn(9, width, generator=draw)
+    weights = {"encoder": rows.T.contiguous(), "encoder_bias": torch.zeros(9), "decoder_bias": torch.zeros(width)}
+    sae = KINDS["relu"]("sae", "resid", 0, directions=rows, **weights)
+    folder = save_sae_lens(sae, tmp_path / "published")
+    asked = (
+        "--sites",
+        "sae",
+        "--features",
+        folder,
+        "--statistics",
+        "firing,moments",
+        "--out",
+        tmp_path / "rec",
+        "--json",
+    )
+    assert accepted(program("record", small.model, *small.texts, *asked)).json["sites"]["sae"] == 9
+    assert accepted(program("replay", tmp_path / "rec", "--json")).json["agrees"]

@@ -53,7 +53,7 @@ def test_ctrl_c_elsewhere_is_one_line_too(small: Chain, tmp_path: Path, monkeypa
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("patchclamp.measure.effects.score_runs", interrupt)
+    monkeypatch.setattr("patchclamp.measure.effect_work.score_runs", interrupt)
     ran = program("effect", small.model, small.sets, *small.texts, "--out", tmp_path / "e.json")
     assert (ran.code, ran.out) == (1, "")
     assert ran.err.splitlines() == ["patchclamp: interrupted; nothing was left half-written"]
@@ -64,7 +64,7 @@ def test_a_bug_keeps_its_traceback(small: Chain, monkeypatch: pytest.MonkeyPatch
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("patchclamp.measure.effects.score_runs", fail)
+    monkeypatch.setattr("patchclamp.measure.effect_work.score_runs", fail)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         program("effect", small.model, small.sets, *small.texts)
 

@@ -82,3 +82,12 @@ def test_a_callable_room_calls_the_function_of_its_name(tmp_path: Path, monkeypa
     make_callable("twice")
     assert twice(21) == 42
     assert twice.twice(21) == 42
+
+
+def test_packages_add_theirs_under_the_kind_with_underscores(room: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from patchclamp.core import registry
+
+    asked: list[str] = []
+    monkeypatch.setattr(registry, "entry_points", lambda group: asked.append(group) or [])
+    list(Registry("intervention kind", room=room))
+    assert asked == ["patchclamp.intervention_kinds"]

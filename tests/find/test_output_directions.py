@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -99,3 +101,42 @@ def test_bad_input_is_one_clear_error(weight: np.ndarray, phi: np.ndarray, psi: 
         output_directions(weight, phi, psi)
     with pytest.raises(InputError, match="the 99 best"):
         output_directions(np.eye(12), *states(), shuffles=9).top(99)
+
+
+def test_the_shift_of_a_finding_takes_its_directions_and_its_controls(tiny_llama: Any) -> None:
+    rng = np.random.default_rng(0)
+    phi, psi = rng.normal(size=(2, 60, 32))
+    phi = phi + rng.normal(size=32)
+    found = output_directions(output_matrix(tiny_llama), phi, psi, shuffles=9)
+    shift = found.shift(tiny_llama, k=4, alpha=0.5)
+    assert shift.directions == tuple(found.top(4).tolist())
+    assert np.array_equal(shift.vectors, found.vectors[found.top(4)])
+    smallest = found.shift(tiny_llama, k=4, control="smallest")
+    assert sorted(smallest.directions) == sorted(np.argsort(np.abs(found.delta))[:4].tolist())
+    random = found.shift(tiny_llama, k=4, control="random", seed=1)
+    assert random.directions == found.shift(tiny_llama, k=4, control="random", seed=1).directions
+    assert random.directions != found.shift(tiny_llama, k=4, control="random", seed=2).directions
+    weighed = np.argsort(-found.sigma * np.abs(found.delta), kind="stable")[:4]
+    assert found.shift(tiny_llama, k=4, rank="logit").directions == tuple(weighed.tolist())
+    assert found.shift(tiny_llama, share=0.1).n_units == 4
+    with pytest.warns(UserWarning, match="arbitrary"):
+        found.shift(tiny_llama, k=4, rank="signed")
+    with pytest.raises(InputError, match="control='best'"):
+        found.shift(tiny_llama, k=4, control="best")
+    with pytest.raises(InputError, match="33 of 32"):
+        found.shift(tiny_llama, k=33)
+
+
+def test_a_sweep_names_shifts_and_controls(tiny_llama: Any) -> None:
+    phi, psi = np.random.default_rng(0).normal(size=(2, 20, 32))
+    found = output_directions(output_matrix(tiny_llama), phi, psi, shuffles=9)
+    swept = found.sweep(tiny_llama, ks=(2, 5), alphas=(0.0, 0.5), controls=2, seed=3)
+    assert list(swept)[:4] == ["EigenShift/2", "random directions/2#0", "random directions/2#1", "smallest |delta|/2"]
+    assert len(swept) == 16
+    for name, shift in swept.items():
+        assert shift.n_units == int(name.partition("/")[2].partition(" ")[0].partition("#")[0])
+        assert shift.alpha == (0.5 if "alpha 0.5" in name else 0.0)
+    assert (
+        swept["random directions/5#1"].directions == found.shift(tiny_llama, k=5, control="random", seed=4).directions
+    )
+    assert list(found.sweep(tiny_llama, ks=(2,), controls=0)) == ["EigenShift/2"]

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from patchclamp.core.errors import CheckError, Error, InputError, ModelError
+from patchclamp.core.errors import CheckError, Error, InputError, MismatchError, ModelError
 from patchclamp.data.corpora import corpus
-from patchclamp.intervene import clamp, edit
+from patchclamp.intervene import Direction, Intervention, Interventions, clamp, edit
+from patchclamp.measure import effect
 from patchclamp.models.anatomy import weight_of
 from patchclamp.models.hooks import observe
 from patchclamp.models.load import load
@@ -170,10 +171,10 @@ def test_the_card_says_what_why_and_from_what(tiny_llama: Any, tmp_path: Path) -
     units = UnitSet.of(tiny_llama, ["mlp.0.3", "mlp.2.7"])
     folder = edit(tiny_llama, units, "ablate", why="removes the test's behaviour").save(tmp_path / "out")
     card = json.loads((folder / "edit.json").read_text())
-    assert card["format"] == "patchclamp.edit/1"
+    assert card["format"] == "patchclamp.edit/2"
     assert card["why"] == "removes the test's behaviour"
     assert card["model"]["fingerprint"] == tiny_llama.fingerprint
-    assert card["intervention"]["units"] == ["mlp.0.3", "mlp.2.7"]
+    assert card["interventions"][0]["units"] == ["mlp.0.3", "mlp.2.7"]
     assert card["units_per_layer"] == [1, 0, 1]
     assert card["provenance"]["call"] == "edit"
     reloaded = load(str(folder))
@@ -233,7 +234,6 @@ def test_shared_weights_are_refused(tiny_llama: Any) -> None:
         (["mlp.0.3"], {"mode": "scale"}, "needs scale="),
         (["mlp.0.3"], {"mode": "ablate", "scale": 2.0}, "take none"),
         (["mlp.0.3"], {"mode": "mean"}, "needs recording="),
-        (["resid.0.3"], {"mode": "ablate"}, "use clamp"),
     ],
 )
 def test_bad_requests_say_what_to_do(
@@ -246,3 +246,124 @@ def test_bad_requests_say_what_to_do(
 def test_editing_inside_a_clamp_is_refused(tiny_llama: Any) -> None:
     with clamp(tiny_llama, "mlp.0.3", to=0.0), pytest.raises(InputError, match="leave every clamp"):
         edit(tiny_llama, ["mlp.0.3"], "ablate")
+
+
+def test_hooks_of_other_libraries_do_not_stand_in_the_way(tiny_llama: Any) -> None:
+    """transformers leaves hooks of its own on some models; only ours would be copied into the checkpoint's check."""
+    model = load(copy.deepcopy(tiny_llama.hf), tokenizer=tiny_llama.tokenizer)
+    handle = model.hf.model.layers[0].register_forward_hook(lambda module, args, output: None)
+    edited = edit(model, ["mlp.0.3"], "ablate")
+    assert edited.verify()["max_difference"] < 1e-4
+    handle.remove()
+
+
+def test_a_list_of_changes_is_edited_saved_and_described(model: Any, tmp_path: Path) -> None:
+    direction = Direction.of(model, "mlp_out", [0, 2], np.random.default_rng(0).standard_normal(32))
+    items = Interventions(
+        [
+            Intervention(UnitSet.of(model, ["mlp.0.3", "attn.1.2"]), "scale", 2.0),
+            Intervention(direction, "project"),
+            Intervention(UnitSet.of(model, ["mlp.0.3"]), "set", 1.5),
+        ]
+    )
+    with items.applied(model):
+        wanted = model.logits(IDS)
+    folder = edit(model, items, why="to see").save(tmp_path / "out")
+    torch.testing.assert_close(plain_logits(folder), wanted, rtol=1e-4, atol=1e-4)
+    card = json.loads((folder / "edit.json").read_text())
+    assert card["mode"] == "interventions"
+    assert [entry["operation"] for entry in card["interventions"]] == ["scale", "project", "set"]
+    assert card["units_per_layer"] == [2, 1, 0]
+    assert card["check"]["source"] == "this checkpoint in plain transformers"
+
+
+def test_directions_can_be_removed_or_scaled_by_mode(tiny_llama: Any) -> None:
+    direction = Direction.of(tiny_llama, "attn_out", 1, np.random.default_rng(0).standard_normal(32))
+    with clamp(tiny_llama, direction, to=0.0):
+        wanted = tiny_llama.logits(IDS)
+    torch.testing.assert_close(edit(tiny_llama, direction).model.logits(IDS), wanted, rtol=1e-4, atol=1e-4)
+    with clamp(tiny_llama, direction, scale=3.0):
+        wanted = tiny_llama.logits(IDS)
+    edited = edit(tiny_llama, direction, "scale", scale=3.0)
+    torch.testing.assert_close(edited.model.logits(IDS), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_measured_effects_and_a_report_go_into_the_card(tiny_llama: Any, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("<p>measured</p>")
+    units = UnitSet.of(tiny_llama, ["mlp.0.3", "mlp.2.7"])
+    found = effect(tiny_llama, units, on=corpus(en=ENGLISH, fr=FRENCH), controls=2, permutations=399, quiet=True)
+    edited = edit(tiny_llama, units)
+    folder = edited.save(tmp_path / "out", effects=found, report=page)
+    card = json.loads((folder / "edit.json").read_text())
+    assert [row["text"] for row in card["effects"]] == ["en", "fr"]
+    assert card["effects"][0]["effect"] == pytest.approx(found.rows[0]["effect"])
+    readme = (folder / "README.md").read_text()
+    assert "- Measured effects: set units, text en" in readme
+    assert "`report.html`" in readme
+    assert (folder / "report.html").read_text() == "<p>measured</p>"
+    for plain in ([{"task": "facts", "change": -0.25}], {"rows": [{"task": "facts", "change": -0.25}]}):
+        assert (
+            "task facts, change -0.25"
+            in edited.save(tmp_path / f"{type(plain).__name__}", effects=plain).joinpath("README.md").read_text()
+        )
+    assert "none were given" in (edit(tiny_llama, units).save(tmp_path / "bare") / "README.md").read_text()
+    with pytest.raises(InputError, match="plain data"):
+        edited.save(tmp_path / "no", effects=3)
+    with pytest.raises(InputError, match="no report lies"):
+        edited.save(tmp_path / "no", report=tmp_path / "missing.html")
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_checkpoint_that_plain_transformers_reads_otherwise_is_never_left(
+    tiny_llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edited = edit(tiny_llama, ["mlp.0.3"])
+
+    def other(folder: Path, **kwargs: Any) -> None:
+        type(tiny_llama.hf).save_pretrained(tiny_llama.hf, folder)  # the weights of the original
+
+    units = UnitSet.at(tiny_llama, "mlp", range(48))
+    edited = edit(tiny_llama, units)
+    monkeypatch.setattr(edited.model.hf, "save_pretrained", other)
+    with pytest.raises(CheckError, match="differs from the clamp"):
+        edited.save(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    edited.save(tmp_path / "unchecked", reload=False)
+
+
+@pytest.mark.parametrize(
+    ("what", "arguments", "message"),
+    [
+        (Interventions([]), {}, "nothing to write"),
+        (Interventions([]), {"mode": "ablate"}, "says itself what is done"),
+    ],
+)
+def test_lists_say_themselves_what_is_done(tiny_llama: Any, what: Any, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        edit(tiny_llama, what, **arguments)
+
+
+def test_another_models_interventions_are_refused(tiny_llama: Any, tiny_gpt2: Any) -> None:
+    item = Intervention(UnitSet.of(tiny_gpt2, ["mlp.0.3"]), "set", 0.0)
+    with pytest.raises(MismatchError):
+        edit(tiny_llama, item)
+
+
+def test_directions_of_the_output_layer_and_of_the_embedding_go_into_one_checkpoint(
+    tiny_gpt2: Any, tmp_path: Path
+) -> None:
+    """Two eigenshifts that don't commute and a tied embedding: order and untying are kept."""
+    from patchclamp.intervene.eigenshift import EigenShift
+
+    rng = np.random.default_rng(0)
+    shifts = [
+        EigenShift(tiny_gpt2.identity, np.linalg.qr(rng.standard_normal((32, 2)))[0].T, alpha) for alpha in (0.0, -1.5)
+    ]
+    embed = Intervention(Direction.of(tiny_gpt2, "embed", 0, rng.standard_normal(32)), "project")
+    items = Interventions([shifts[0], embed, shifts[1]])
+    with items.applied(tiny_gpt2):
+        wanted = tiny_gpt2.logits(IDS)
+    edited = edit(tiny_gpt2, items)
+    assert edited.config_changes == {"tie_word_embeddings": False}
+    torch.testing.assert_close(plain_logits(edited.save(tmp_path / "out")), wanted, rtol=1e-4, atol=1e-4)

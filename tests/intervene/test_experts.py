@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ import torch
 
 from patchclamp.core.errors import ModelError
 from patchclamp.intervene import Intervention, clamp, edit
-from patchclamp.intervene.edits import _with_biases, _write
-from patchclamp.intervene.targets import coordinates
+from patchclamp.intervene.weights import write_changes
 from patchclamp.models.anatomy import fused_weight
 from patchclamp.models.load import load
 from patchclamp.models.tiny import tiny_model
@@ -94,14 +94,12 @@ def test_an_ablated_checkpoint_equals_the_clamp(model: Any, tmp_path: Path) -> N
 def test_means_fit_experts_with_biases_only(model: Any) -> None:
     units = half(model)
     item = Intervention(units, "mean", np.random.default_rng(0).normal(size=len(units)))
-    import copy
-
     edited = load(copy.deepcopy(model.hf))
     if model.anatomy.model_type == "mixtral":
         with pytest.raises(ModelError, match="use clamp"):
-            _with_biases(edited, coordinates(units))
+            write_changes([item], edited)
         return
-    assert _write(edited, units, item) == {}
+    assert write_changes([item], edited) == {}
     with item.applied(model):
         wanted = model.logits(IDS)
     torch.testing.assert_close(edited.logits(IDS), wanted, rtol=1e-4, atol=1e-4)

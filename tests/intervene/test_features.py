@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from patchclamp.atlas import Atlas, build
-from patchclamp.core.errors import InputError, MismatchError
+from patchclamp.core.errors import MismatchError, ModelError
 from patchclamp.data import corpus
 from patchclamp.find import Finding, language
 from patchclamp.find.attribution import attribute
@@ -248,7 +248,7 @@ def test_an_atlas_holds_features_beside_neurons_and_takes_more(
 
 
 def test_features_can_not_be_edited_into_a_checkpoint(model: Any) -> None:
-    with pytest.raises(InputError, match="features of a dictionary") as caught:
+    with pytest.raises(ModelError, match="features of a dictionary") as caught:
         edit(model, UNITS, "ablate")
     assert "use clamp" in str(caught.value)
     edited = edit(model, "mlp.1.3", "ablate")  # neurons can, dictionaries beside them or not

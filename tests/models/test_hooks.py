@@ -11,7 +11,7 @@ from torch import Tensor
 
 from patchclamp.core.errors import InputError
 from patchclamp.models.collect import collect, taps_of
-from patchclamp.models.hooks import Seen, change, observe, prompt_scope, run
+from patchclamp.models.hooks import Seen, change, in_use, observe, prompt_scope, run
 from patchclamp.models.load import load
 from patchclamp.models.tiny import tiny_model
 
@@ -334,3 +334,19 @@ def test_an_offloaded_model_is_watched_and_fingerprinted_like_any_other(tiny_lla
         clamped = model.logits(ids)
     with change(tiny_llama, {("mlp", 1): zero}):
         assert torch.equal(tiny_llama.logits(ids), clamped)
+
+
+def test_contexts_that_end_in_another_order_than_they_began_leave_the_model_as_it_was(tiny_llama: Any) -> None:
+    ids = torch.tensor([[1, 20, 30]])
+    plain = tiny_llama.logits(ids)
+    for order in ((0, 1, 2), (1, 0, 2), (2, 0, 1)):
+        contexts = [change(tiny_llama, {("mlp", layer): lambda seen: seen.values * 2}) for layer in (0, 1, 0)]
+        for context in contexts:
+            context.__enter__()
+        assert not torch.equal(tiny_llama.logits(ids), plain)
+        for number in order:
+            assert in_use(tiny_llama)
+            contexts[number].__exit__(None, None, None)
+        assert not in_use(tiny_llama)
+        assert torch.equal(tiny_llama.logits(ids), plain)
+        assert "generate" not in vars(tiny_llama.hf)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from patchclamp.read.exemplar import Exemplar, Exemplars, ExemplarStore
+from patchclamp.read.exemplar import Exemplar
+from patchclamp.read.exemplar_store import Exemplars, ExemplarStore
 
 ANIMALS = ("dog", "cat", "horse", "cow")
 BIRDS = ("owl", "robin", "crow", "finch")

@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from patchclamp.core.errors import Error, InputError, MismatchError
 from patchclamp.intervene import Direction, intervention
+from patchclamp.intervene.strengths import match_kl, prompt_ids, steered
 from patchclamp.models.collect import collect
 from patchclamp.models.features import LinearDictionary
 from patchclamp.models.load import load
@@ -27,7 +28,7 @@ from patchclamp.read.concepts import (
     steering_scores,
 )
 from patchclamp.read.judges import AskingJudge, OfflineJudge, checked, harmonic
-from patchclamp.read.steering import match_kl, prompt_ids, steered, write
+from patchclamp.read.steering import write
 from patchclamp.read.tapped import tap_width, values_at
 
 CATS = ["The cat sat on the mat.", "the cat looked at the moon", "A cat is on the mat and looked."]

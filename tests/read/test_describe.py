@@ -18,7 +18,8 @@ from patchclamp.read.describer_words import Words
 from patchclamp.read.description_scores import METRICS, metrics_of, score_descriptions, sign_flip
 from patchclamp.read.description_uses import answering, audit
 from patchclamp.read.descriptions import Describer, Descriptions, describers
-from patchclamp.read.exemplar import Exemplar, Exemplars, ExemplarStore
+from patchclamp.read.exemplar import Exemplar
+from patchclamp.read.exemplar_store import Exemplars, ExemplarStore
 from patchclamp.read.lexicon import classes_of, language_of, script_of
 from patchclamp.read.predicates import HEADS, INACTIVE, NOTHING, PredicateIndex, holds, parse, worded, words_of
 

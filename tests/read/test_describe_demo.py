@@ -16,7 +16,7 @@ from patchclamp.read.describe import describe, describer_of
 from patchclamp.read.description_scores import score_descriptions
 from patchclamp.read.description_uses import edit_effect
 from patchclamp.read.descriptions import Description, Descriptions
-from patchclamp.read.exemplar import ExemplarStore
+from patchclamp.read.exemplar_store import ExemplarStore
 from patchclamp.read.exemplars import exemplars
 from patchclamp.record import record
 

@@ -20,7 +20,8 @@ from patchclamp.read.describe import describe, describer_of
 from patchclamp.read.describer_endpoint import Endpoint
 from patchclamp.read.describer_local import Local
 from patchclamp.read.description_scores import score_description
-from patchclamp.read.exemplar import Exemplar, ExemplarStore
+from patchclamp.read.exemplar import Exemplar
+from patchclamp.read.exemplar_store import ExemplarStore
 from patchclamp.read.prompting import description_prompt, part_prompt, tidy
 
 WORDS = {"animals": ("dog", "cat", "horse", "cow", "owl", "robin", "crow", "finch"), "numbers": ("7", "12", "405")}

@@ -20,7 +20,8 @@ from patchclamp.models.collect import collect
 from patchclamp.models.load import load
 from patchclamp.models.tiny import tiny_config
 from patchclamp.models.units import Unit, UnitSet
-from patchclamp.read.exemplar import Exemplar, Exemplars, ExemplarStore, marked
+from patchclamp.read.exemplar import Exemplar, marked
+from patchclamp.read.exemplar_store import Exemplars, ExemplarStore
 from patchclamp.read.exemplar_view import png, render, rows_html
 from patchclamp.read.exemplars import distinct, exemplars, is_kept_out
 from patchclamp.read.passages import PassageReader, Wanted, parts_of

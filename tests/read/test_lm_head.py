@@ -15,13 +15,13 @@ from torch import Tensor, nn
 import patchclamp as pc
 from patchclamp.core.errors import DamagedError, InputError, MismatchError, ModelError
 from patchclamp.models.collect import collect
+from patchclamp.models.directions import head_directions, output_directions
 from patchclamp.models.features import LinearDictionary
+from patchclamp.models.head import Head, head_of
+from patchclamp.models.norms import linear_part, of_blocks
 from patchclamp.models.tiny import tiny_model
 from patchclamp.read.agreement import agreement
-from patchclamp.read.directions import head_directions, output_directions
-from patchclamp.read.head import Head, head_of
 from patchclamp.read.lm_head import Readout, tokens, tokens_of
-from patchclamp.read.norms import linear_part, of_blocks
 from patchclamp.read.token_map import TokenMap, visible
 
 

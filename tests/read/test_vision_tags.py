@@ -16,7 +16,7 @@ from patchclamp.core.errors import InputError
 from patchclamp.data.drawn_pictures import SHAPES, concept_pictures, drawn_pictures
 from patchclamp.data.pictures import Pictures
 from patchclamp.read.describe import describe
-from patchclamp.read.exemplar import ExemplarStore
+from patchclamp.read.exemplar_store import ExemplarStore
 from patchclamp.read.vision import ConceptTagger, VisionModel, image_exemplars, picture_tags, record_images
 
 GRID = (4, 4)

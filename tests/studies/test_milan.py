@@ -10,7 +10,7 @@ import pytest
 
 from patchclamp.core.errors import InputError
 from patchclamp.data import corpus
-from patchclamp.read.exemplar import ExemplarStore
+from patchclamp.read.exemplar_store import ExemplarStore
 from patchclamp.studies.study import Outcome, study
 
 PLACES = ("mat", "roof", "hill", "moon", "lake", "tree", "door", "path", "wall", "road", "sea", "sky")

@@ -12,7 +12,8 @@ from patchclamp.core.errors import InputError
 from patchclamp.data.tasks import Task
 from patchclamp.find.skill import skill
 from patchclamp.measure import effect
-from patchclamp.studies.skill_detection import TAUGHT, _halves, _split, _without
+from patchclamp.studies.halves import halves
+from patchclamp.studies.skill_detection import TAUGHT, _split, _without
 from patchclamp.studies.skill_detection_view import ahead, harm, proven, relative, useful
 from patchclamp.studies.study import study
 
@@ -84,10 +85,10 @@ def test_bad_input_is_refused_before_any_work(tiny_llama, tasks, text, tmp_path)
 
 def test_halves_share_no_prompt_and_keep_groups_together() -> None:
     items = [{"prompt": f"p{n} is", "answer": " x", "group": str(n // 3)} for n in range(30)]
-    first, second = _halves(Task.of(items, name="facts"), 0)
+    first, second = halves(Task.of(items, name="facts"), 0)
     assert len(first) + len(second) == 30
     assert not {item.group for item in first} & {item.group for item in second}
-    assert [i.prompt for i in _halves(Task.of(items, name="facts"), 0)[0]] == [i.prompt for i in first]
+    assert [i.prompt for i in halves(Task.of(items, name="facts"), 0)[0]] == [i.prompt for i in first]
 
 
 def test_bundled_skills_are_measured_on_items_that_were_not_found_on() -> None:

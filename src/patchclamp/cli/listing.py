@@ -17,8 +17,10 @@ TABLES = {
     "statistic": "record.statistics:statistics",
     "metric": "measure:metrics",
     "selection": "train.selections:selections",
+    "fit": "intervene.fits:fits",
+    "intervention": "intervene.kinds:kinds",
     "study": "studies.study:studies",
-    "generator": "data.generate:GENERATORS",
+    "generator": "data.generate:TASK_GENERATORS",
 }
 EXAMPLE = """Example:
 
@@ -34,7 +36,7 @@ def list_entries(
     kind: Annotated[str | None, typer.Argument(help=f"Only entries of one kind: {', '.join(TABLES)}.")] = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """List finders, readings, statistics, metrics, selections and studies, built in or installed, and generators of tasks."""
+    """List what is built in or installed: finders, readings, statistics, metrics, fits, kinds of interventions, studies, ..."""
     from patchclamp.core.errors import InputError
     from patchclamp.core.registry import Entry
 

@@ -20,7 +20,7 @@ from patchclamp.core.errors import InputError
 from patchclamp.core.registry import Registry
 
 RECORDING = Annotated[Path, typer.Argument(metavar="RECORDING", help="Folder that `patchclamp record` wrote.")]
-EXAMPLE = re.compile(r"\s*Example: `(patchclamp [^`]+)`\.")
+EXAMPLE = re.compile(r"\s*Example: `(patchclamp [^`]+)`\.?")
 SUBJECTS: dict[str, Any] = {"recording": RECORDING, "model": o.ModelName}
 
 

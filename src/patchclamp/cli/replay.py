@@ -23,7 +23,11 @@ def register(app: typer.Typer) -> None:
 def replay(
     result: Annotated[
         Path,
-        typer.Argument(metavar="RESULT", help="A sets or effects file, a study's report.json, or a recording folder."),
+        typer.Argument(
+            metavar="RESULT",
+            help="A file of sets, effects, side effects, a reading, interventions, patching, edges, a trade-off, a sweep of "
+            "steering or a selection, a study's report.json, or a recording's folder.",
+        ),
     ],
     tolerance: Annotated[
         float, typer.Option("--tolerance", min=0.0, help="Relative difference that still agrees.")

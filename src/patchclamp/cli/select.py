@@ -64,6 +64,7 @@ def command_of(way: Callable[..., Any]) -> Callable[..., None]:
     name = next(entry.name for entry in _ways() if entry.target is way)
 
     def command(**typed: Any) -> None:
+        from patchclamp.read.dictionaries import open_dictionary
         from patchclamp.train.select import select
 
         o.check_target(typed["out"])
@@ -72,7 +73,7 @@ def command_of(way: Callable[..., Any]) -> Callable[..., None]:
         pool = _samples(typed["pool"], reading)
         target = _samples(typed["target"], reading) if "target" in known else None
         if "dictionary" in known:
-            given["dictionary"] = _dictionary(typed["dictionary"])
+            given["dictionary"] = open_dictionary(typed["dictionary"])
         found = select(
             pool, target, name, budget=_budget(typed["budget"]), counting=typed["counting"], copies=typed["copies"],
             reverse=typed["reverse"], seed=typed["seed"],
@@ -110,17 +111,6 @@ def _signature(way: Callable[..., Any]) -> signatures.Signature:
     kinds = {name: kind for name in parameters if (kind := signatures.kind_of(hints.get(name))) is not None}
     text, helps = signatures.documented(inspect.getdoc(way) or "", [*parameters, *HANDLED])
     return signatures.Signature(way, text, helps, kinds, parameters)
-
-
-def _dictionary(folder: Path) -> Any:
-    """Our dictionaries of any kind, and autoencoders in SAELens's folders."""
-    if (folder / "features.json").is_file():
-        from patchclamp.models.features import load_dictionary
-
-        return load_dictionary(folder)
-    from patchclamp.read.sae import load_sae
-
-    return load_sae(folder)
 
 
 def _samples(given: list[str], reading: dict[str, Any]) -> Any:

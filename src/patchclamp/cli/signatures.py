@@ -1,8 +1,8 @@
 """Commands from functions: a finder's, reading's or study's own signature and docstring decide the options of its command.
 
 Numbers, texts, switches and lists of them become options; a `Task` takes FILE.jsonl or generate:NAME,..., a `Corpus`
-LABEL=FILE, a `UnitSet` names or a sets file, a second model or recording its name or folder; what can't be typed on a
-command line (functions, arrays) keeps its default.
+LABEL=FILE, a `UnitSet` names or a sets file, a `Dictionary` its folder, a second model or recording its name or folder; what
+can't be typed on a command line (functions, arrays) keeps its default.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Union
 
 import typer
@@ -33,7 +34,9 @@ TEXT_HELP = "LABEL=FILE, repeatable; or demo, demo:find, demo:measure."
 PLACES = {
     "model": "Another model: hub id, local folder, or demo.",
     "recording": "Folder that `patchclamp record` wrote.",
+    "dictionary": "Folder of a sparse autoencoder or another dictionary.",
 }
+METAVARS = {"dictionary": "FOLDER"}
 REPEATED = {
     "tasks": (TASK_HELP, TASK),
     "texts": (TEXT_HELP, "LABEL=FILE"),
@@ -59,7 +62,7 @@ READING: dict[str, tuple[Any, Any]] = {
 class Kind:
     """What a parameter is on the command line: plain values, a list of them, tasks or texts. of: the types of its values."""
 
-    what: str  # "plain" | "list" | "task" | "tasks" | "texts" | "units" | "model" | "recording"
+    what: str  # "plain" | "list" | "task" | "tasks" | "texts" | "units" | "model" | "recording" | "dictionary"
     of: tuple[type, ...] = ()
 
 
@@ -130,7 +133,8 @@ class Signature:
             option = typer.Option(f"--{flag}", metavar=TASK, help=" ".join(filter(None, (said, TASK_HELP))))
             return parameter(name, Annotated[str | None, option], _required(default))
         if kind.what in PLACES:
-            option = typer.Option(f"--{flag}", metavar=kind.what.upper(), help=said or PLACES[kind.what])
+            place = METAVARS.get(kind.what, kind.what.upper())
+            option = typer.Option(f"--{flag}", metavar=place, help=said or PLACES[kind.what])
             return parameter(name, Annotated[str | None, option], _required(default))
         more, metavar = REPEATED[kind.what]
         option = typer.Option(f"--{flag}", metavar=metavar, help=" ".join(filter(None, (said, more))))
@@ -206,10 +210,10 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     from patchclamp.data.corpora import Corpus
     from patchclamp.data.tasks import Task
     from patchclamp.find.finding import Finding
-    from patchclamp.models import LanguageModel, UnitSet
+    from patchclamp.models import Dictionary, LanguageModel, UnitSet
     from patchclamp.record import Recording
 
-    known = {kind.__name__: kind for kind in (Corpus, Task, Finding, LanguageModel, UnitSet, Recording)}
+    known = {kind.__name__: kind for kind in (Corpus, Task, Finding, Dictionary, LanguageModel, UnitSet, Recording)}
     abstract = {name: getattr(collections.abc, name) for name in collections.abc.__all__}
     found: dict[str, Any] = {}
     scope = {**abstract, **known, **vars(inspect.getmodule(function))}
@@ -226,7 +230,7 @@ def kind_of(hint: Any) -> Kind | None:
     """What a type is on the command line; None for what can't be typed there."""
     members = [member for member in _members(hint) if member is not type(None)]
     kinds = [kind for kind in map(_member_kind, members) if kind is not None]
-    for what in ("tasks", "texts", "task", "units", "model", "recording"):
+    for what in ("tasks", "texts", "task", "units", "model", "recording", "dictionary"):
         if any(kind.what == what for kind in kinds):
             return Kind(what)
     lists = tuple(dict.fromkeys(kind.of[0] for kind in kinds if kind.what == "list"))
@@ -243,7 +247,7 @@ def _members(hint: Any) -> tuple[Any, ...]:
 def _member_kind(hint: Any) -> Kind | None:
     from patchclamp.data.corpora import Corpus
     from patchclamp.data.tasks import Task
-    from patchclamp.models import LanguageModel, UnitSet
+    from patchclamp.models import Dictionary, LanguageModel, UnitSet
     from patchclamp.record import Recording
 
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
@@ -253,7 +257,8 @@ def _member_kind(hint: Any) -> Kind | None:
         return Kind("task")
     if hint is Corpus:
         return Kind("texts")
-    for known, what in ((UnitSet, "units"), (LanguageModel, "model"), (Recording, "recording")):
+    places = ((UnitSet, "units"), (LanguageModel, "model"), (Recording, "recording"), (Dictionary, "dictionary"))
+    for known, what in places:
         if hint is known:
             return Kind(what)
     if origin is typing.Literal:
@@ -278,7 +283,16 @@ def _value(name: str, kind: Kind, typed: Any, reading: Mapping[str, Any]) -> Any
         from patchclamp.record import Recording
 
         return Recording.open(typed)
-    return tuple(_plain(name, part, kind.of) for entry in typed for part in o.names(str(entry)))
+    if kind.what == "dictionary":
+        from patchclamp.read.dictionaries import open_dictionary
+
+        return open_dictionary(Path(typed))
+    return tuple(_plain(name, part, kind.of) for entry in typed for part in _parts(str(entry)))
+
+
+def _parts(entry: str) -> list[str]:
+    """The names in an entry of a list; a single one keeps the spaces around it, which make another token of it."""
+    return o.names(entry) if "," in entry or not entry.strip() else [entry]
 
 
 def _plain(name: str, typed: str, of: tuple[type, ...]) -> Any:

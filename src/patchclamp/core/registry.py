@@ -1,7 +1,8 @@
 """Tables of what can be plugged in: one decorated function or class in one file of a room is a whole entry.
 
 A room makes its table with `finders = Registry("finder", room=__name__)`; a file adds to it with
-`@finders.add("language")`. Third parties add theirs through the entry-point group `patchclamp.<kind>s`.
+`@finders.add("language")`. Third parties add theirs through the entry-point group `patchclamp.<kind>s`, where spaces of the
+kind are underscores.
 """
 
 from __future__ import annotations
@@ -89,5 +90,5 @@ class Registry(Generic[T]):
         package = importlib.import_module(self._room)
         for module in pkgutil.walk_packages(package.__path__, prefix=f"{self._room}."):  # files of its folders too
             importlib.import_module(module.name)
-        for point in entry_points(group=f"patchclamp.{self.kind}s"):
+        for point in entry_points(group=f"patchclamp.{self.kind}s".replace(" ", "_")):
             self.add(point.name)(point.load())

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from patchclamp.data.corpora import Corpus, corpus
     from patchclamp.data.demo import demo_text, open_corpus
     from patchclamp.data.documents import Document
+    from patchclamp.data.paired import PairedItem, PairedTask
+    from patchclamp.data.paired_sources import open_paired, paired
     from patchclamp.data.task_items import TaskItem
     from patchclamp.data.task_sources import generated, open_task, task
     from patchclamp.data.tasks import Task
@@ -23,6 +25,10 @@ _HOMES = {
     "Corpus": "corpora",
     "corpus": "corpora",
     "Document": "documents",
+    "PairedItem": "paired",
+    "PairedTask": "paired",
+    "open_paired": "paired_sources",
+    "paired": "paired_sources",
     "demo_text": "demo",
     "open_corpus": "demo",
     "Task": "tasks",
@@ -37,6 +43,8 @@ __all__ = [
     "Budget",
     "Corpus",
     "Document",
+    "PairedItem",
+    "PairedTask",
     "Selection",
     "Task",
     "TaskItem",
@@ -46,7 +54,9 @@ __all__ = [
     "encode",
     "generated",
     "open_corpus",
+    "open_paired",
     "open_task",
+    "paired",
     "task",
 ]
 

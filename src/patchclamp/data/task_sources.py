@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from patchclamp.core.errors import DamagedError, InputError, MismatchError
-from patchclamp.data.generate import GENERATORS, Item
+from patchclamp.data.generate import TASK_GENERATORS, Item
 from patchclamp.data.task_items import TaskItem, item_of
 from patchclamp.data.tasks import Task
 
@@ -119,9 +119,9 @@ def _specified(text: str, name: str | None) -> Task:
 
 
 def _generator(name: str) -> Any:
-    if name not in GENERATORS:
-        raise InputError(f"no generator is called {name!r}; there are {', '.join(sorted(GENERATORS))}")
-    return GENERATORS[name]
+    if name not in TASK_GENERATORS:
+        raise InputError(f"no generator is called {name!r}; there are {', '.join(sorted(TASK_GENERATORS))}")
+    return TASK_GENERATORS[name]
 
 
 def _parameters(name: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from patchclamp.core.callable_room import make_callable
 from patchclamp.core.errors import InputError
@@ -22,6 +22,7 @@ from patchclamp.find.ranking import discoveries, highest
 from patchclamp.find.recordings import RecordingLike
 from patchclamp.find.responses import Responses, inputs_of, responses
 from patchclamp.find.separation import Separation, checked_labels, separate
+from patchclamp.intervene.damping import multipliers
 
 __all__ = ["experts", "multipliers"]
 
@@ -117,28 +118,6 @@ def experts(
         notes=(*coarse, *length_notes(length), *recorded_notes(read)),
         provenance=provenance("find.experts", arguments=arguments, inputs=inputs_of(recording), seed=seed),
     )
-
-
-def multipliers(areas: ArrayLike, *, method: str = "aura", alpha: float = 0.5, n_experts: int | None = None) -> Any:
-    """What each unit's output is multiplied by to weaken a concept, float64 in [0, 1], from its AUROC.
-
-    aura: 1 - 2 (AUROC - 0.5) above 0.5, else 1. damp: alpha for experts, else 1. det0: 0 for experts, else 1. Experts of
-    damp and det0 lie above the (n_experts)-th entry, counted from 0, of all AUROCs in descending order; without n_experts
-    above 0.5, which is about half of all units. To apply: `clamp(model, units, scale=multipliers(...))`.
-    """
-    area = np.asarray(areas, dtype=np.float64)
-    if not ((area >= 0) & (area <= 1)).all():
-        raise InputError("AUROCs lie between 0 and 1")
-    if method == "aura":
-        return np.where(area > 0.5, 1 - 2 * (area - 0.5), 1.0)
-    if method not in ("damp", "det0"):
-        raise InputError(f"method={method!r}; choose aura, damp or det0")
-    if not 0 <= alpha <= 1:
-        raise InputError(f"alpha={alpha}; it lies between 0 and 1")
-    if n_experts is not None and not 0 <= n_experts < area.size:
-        raise InputError(f"n_experts={n_experts} of {area.size} units asked for")
-    bar = 0.5 if n_experts is None else float(np.sort(area, axis=None)[::-1][n_experts])
-    return np.where(area > bar, 0.0 if method == "det0" else alpha, 1.0)
 
 
 def oriented(found: Separation, score: str, side: str) -> NDArray[np.float64]:

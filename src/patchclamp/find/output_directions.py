@@ -6,27 +6,35 @@ concept, Psi: states that are not. Only the difference of the two means matters:
 
 The sign of a singular vector is arbitrary, so the score is |delta|; the paper's largest signed delta is kept beside it.
 The authors' code multiplies by V where V^T is meant, which gives other directions unless V is symmetric.
+`OutputDirections.shift` makes the intervention that damps them (intervene/eigenshift.py), and its controls.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from patchclamp.core.errors import InputError
-from patchclamp.data.batches import Tokens, batches
-from patchclamp.measure.continuations import prompt_ids
+from patchclamp.intervene.eigenshift import (
+    EigenShift,
+    checked_states,
+    how_many,
+    oriented,
+    ranked_directions,
+    warn_of_signs,
+)
+from patchclamp.intervene.output_head import RELIABLE, end_states, output_weight, spectrum
 
 if TYPE_CHECKING:
     from patchclamp.data.tasks import Task
     from patchclamp.models.load import LanguageModel
 
-FEWEST = 10
-RELIABLE = 1e-7  # singular values below this share of the largest are rounding (the Gram matrix squares the condition)
+CONTROLS = ("random", "smallest")
+SHIFT, RANDOM, SMALLEST = "EigenShift", "random directions", "smallest |delta|"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +59,73 @@ class OutputDirections:
         """The k directions of largest |delta| (signed: of largest delta, which depends on the orientation), best first."""
         if not 1 <= k <= len(self.delta):
             raise InputError(f"the {k} best of {len(self.delta)} directions asked for")
-        score = np.where(self.reliable, self.delta if signed else np.abs(self.delta), -np.inf)
-        return np.argsort(-score, kind="stable")[:k]
+        return ranked_directions(self.delta, self.sigma, rank="signed" if signed else "delta")[:k]
+
+    def chosen(self, k: int, *, rank: str = "delta", control: str | None = None, seed: int = 0) -> NDArray[np.int64]:
+        """Numbers of k reliable directions: the first by rank (delta, logit or signed), or a control of as many.
+
+        control: "random", drawn among all of them, or "smallest", those of smallest |delta|.
+        """
+        order = ranked_directions(self.delta, self.sigma, rank=rank)
+        if not 1 <= k <= len(order):
+            raise InputError(f"{k} directions asked for; {len(order)} of {len(self.delta)} are reliable")
+        if control is None:
+            return order[:k]
+        if control not in CONTROLS:
+            raise InputError(f"control={control!r}; choose {' or '.join(CONTROLS)}, or leave it out")
+        if control == "random":
+            return np.sort(np.random.default_rng([seed, 1]).permutation(order)[:k])
+        return ranked_directions(self.delta, self.sigma)[::-1][:k]
+
+    def shift(
+        self,
+        model: Any,
+        *,
+        k: int | None = None,
+        share: float = 0.25,
+        alpha: float = 0.0,
+        rank: str = "delta",
+        control: str | None = None,
+        seed: int = 0,
+        scope: str = "all",
+    ) -> EigenShift:
+        """The intervention that scales the chosen directions by alpha; see `chosen` and `fit eigenshift`.
+
+        model: LanguageModel or identity. k: how many, or share of all directions (paper: 1 - percentile, rounded up).
+        """
+        picked = self.chosen(how_many(len(self.delta), k, share), rank=rank, control=control, seed=seed)
+        if rank == "signed" and control is None:
+            warn_of_signs()
+        note = {None: "", "random": f"random, seed {seed}", "smallest": "smallest |delta|"}[control]
+        numbers = tuple(picked.tolist())
+        return EigenShift.of(model, self.vectors[picked], alpha, directions=numbers, scope=scope, note=note)
+
+    def sweep(
+        self,
+        model: Any,
+        *,
+        ks: Sequence[int],
+        alphas: Sequence[float] = (0.0,),
+        rank: str = "delta",
+        controls: int = 1,
+        seed: int = 0,
+    ) -> dict[str, EigenShift]:
+        """Shifts of several sizes and strengths with their controls by name, as `measure.tradeoff` takes them.
+
+        Names: "EigenShift/k", "random directions/k#draw" (controls draws) and "smallest |delta|/k", with "alpha a" after k
+        unless it is 0. ks: numbers of directions. rank: of the directions; the controls don't depend on it.
+        """
+        found = {}
+        for k in ks:
+            for alpha in alphas:
+                name = f"{k}" if alpha == 0 else f"{k} alpha {alpha:g}"
+                found[f"{SHIFT}/{name}"] = self.shift(model, k=k, alpha=alpha, rank=rank)
+                for draw in range(controls):
+                    random = self.shift(model, k=k, alpha=alpha, control="random", seed=seed + draw)
+                    found[f"{RANDOM}/{name}#{draw}"] = random
+                if controls:
+                    found[f"{SMALLEST}/{name}"] = self.shift(model, k=k, alpha=alpha, control="smallest")
+        return found
 
 
 def output_directions(
@@ -63,19 +136,13 @@ def output_directions(
     Directions and singular values come from the eigen-decomposition of W^T W in float64, never from a vocabulary-sized
     factor. InputError for fewer than 10 states of a kind, shapes that don't match and states that are not finite.
     """
-    w = np.asarray(weight, dtype=np.float64)
-    one, zero = np.asarray(phi, dtype=np.float64), np.asarray(psi, dtype=np.float64)
-    if w.ndim != 2 or one.ndim != 2 or zero.ndim != 2 or not w.shape[1] == one.shape[1] == zero.shape[1]:
-        raise InputError(f"W (vocabulary, d) and states (n, d) are needed, not {w.shape}, {one.shape}, {zero.shape}")
-    if min(len(one), len(zero)) < FEWEST:
-        raise InputError(f"{len(one)} and {len(zero)} states given; at least {FEWEST} of each are needed")
-    if not (np.isfinite(one).all() and np.isfinite(zero).all() and np.isfinite(w).all()):
-        raise InputError("states or weights hold values that are not finite")
-    values, vectors = np.linalg.eigh(w.T @ w)
-    sigma = np.sqrt(np.maximum(values[::-1], 0))
-    v = vectors[:, ::-1].T  # row i is the i-th right singular vector
+    w = np.asarray(weight)
+    if w.ndim != 2:
+        raise InputError(f"W (vocabulary, d) and states (n, d) are needed, not a W of shape {w.shape}")
+    one, zero = checked_states(phi, psi, w.shape[1])
+    sigma, vectors = spectrum(w)
     states = np.concatenate([one, zero])
-    v = v * np.where(states.mean(0) @ v.T < 0, -1.0, 1.0)[:, None]
+    v = oriented(vectors, states)
     active = states @ v.T  # (n + m, d)
     return OutputDirections(
         vectors=v,
@@ -90,21 +157,12 @@ def output_directions(
 
 def last_states(model: LanguageModel, task: Task, *, batch_tokens: int = 4096) -> NDArray[np.float64]:
     """What enters the output matrix at the last token of each prompt, (items, d) float64: the states before an answer."""
-    ids = prompt_ids(model.tokenizer, [item.prompt for item in task])
-    rows = [Tokens(list(row), [True] * len(row), number, 0) for number, row in enumerate(ids)]
-    found = np.zeros((len(rows), model.anatomy.d_model))
-    for batch in batches(rows, token_budget=batch_tokens, pad_id=model.pad_id):
-        placed = batch.to(model.device)
-        hidden = model.trunk(placed.input_ids, placed.attention_mask)
-        last = placed.attention_mask.shape[1] - 1 - placed.attention_mask.flip(1).argmax(1)  # the last real token
-        chosen = hidden[torch.arange(len(last), device=hidden.device), last].double().cpu().numpy()
-        found[placed.document.cpu().numpy()] = chosen
-    return found
+    return end_states(model, [item.prompt for item in task], batch_tokens=batch_tokens)
 
 
 def output_matrix(model: LanguageModel) -> NDArray[np.float64]:
     """The output matrix (vocabulary, d) float64, tied or not."""
-    return model.hf.get_output_embeddings().weight.detach().double().cpu().numpy()
+    return output_weight(model).detach().double().cpu().numpy()
 
 
 def promoted(

@@ -29,9 +29,9 @@ def bias_switch(hf: Any, wanted: list[str]) -> tuple[str, list[str]]:
             found[key] = added
     if not found:
         raise ModelError(
-            f"{type(hf).__name__} has no bias {wanted[0]} to hold a mean, and no switch of its config adds one (tried: "
-            f"{', '.join(tried) or 'there is none'}). A mean can be written into models whose projection has a bias (GPT-2, "
-            "OPT, BLOOM, GPT-NeoX, ...) or whose config can add it (Llama: mlp_bias); here use clamp(..., to='mean') instead"
+            f"{type(hf).__name__} has no bias {wanted[0]} to hold a mean or another constant, and no switch of its config adds "
+            f"one (tried: {', '.join(tried) or 'there is none'}). Constants can be written into models whose projection has a "
+            "bias (GPT-2, OPT, BLOOM, GPT-NeoX, ...) or whose config can add it (Llama: mlp_bias); here use clamp instead"
         )
     switch = min(found, key=lambda key: (len(found[key]), key))
     return switch, found[switch]

@@ -1,14 +1,12 @@
 """From interventions (data) to what the hooks run: one function per tap, index tensors made once, values cast once.
 
-`applied(items, model)` is the context that puts a list of interventions to work, `Prepared` the same for many uses.
 Everything here returns new tensors: the caller's activations may be in use elsewhere.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,16 +15,13 @@ from torch import Tensor
 
 from patchclamp.core.errors import InputError
 from patchclamp.intervene.targets import Coordinates, Direction, coordinates
-from patchclamp.models.hooks import Seen, Step, Tap, change
+from patchclamp.models.hooks import Seen, Step, Tap
 from patchclamp.models.units import UnitSet
-
-if TYPE_CHECKING:
-    from patchclamp.intervene.kinds import Change
-    from patchclamp.models.load import LanguageModel
 
 Function = Callable[[Seen], Tensor]
 
 
+@runtime_checkable
 class Item(Protocol):
     """One change of units or a direction, as data: an `Intervention`."""
 
@@ -42,32 +37,6 @@ class Item(Protocol):
     def mask(self) -> NDArray[np.bool_] | Callable[[Any], Any] | None: ...
     @property
     def seed(self) -> int | None: ...
-
-
-@contextlib.contextmanager
-def applied(items: Iterable[Change], model: LanguageModel) -> Iterator[None]:
-    """Run the model with all interventions, each seeing what the ones before it left; undone on any exception."""
-    with Prepared(items, model).applied():
-        yield
-
-
-class Prepared:
-    """Interventions made ready for one model once, to be applied many times (index tensors are kept)."""
-
-    def __init__(self, items: Iterable[Change], model: LanguageModel) -> None:
-        self.model = model
-        self.changes: list[tuple[Tap, Function]] = []
-        for item in items:
-            item.check_model(model)
-            self.changes += item.compiled(model)
-
-    @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
-        """The context in which the model runs with the changes."""
-        with contextlib.ExitStack() as stack:
-            for tap, function in self.changes:  # a tap can occur twice (attn coordinates and heads): one change each
-                stack.enter_context(change(self.model, {tap: function}))
-            yield
 
 
 def compiled(item: Item) -> list[tuple[Tap, Function]]:

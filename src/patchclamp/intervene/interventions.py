@@ -1,37 +1,24 @@
-"""Interventions as data: which units (or direction), which operation, which value, where; saved, composed, applied.
-
-An `Intervention` says one thing to do to units or a direction; `Interventions` is a list of them and of other kinds of
-change (`kinds.py`), done in order. All are plain data about one model (tied to its fingerprint) until
-`with item.applied(model):` puts them to work; leaving the block undoes them.
-"""
+"""The usual kind of change: which units (or direction), which operation, which value, where."""
 
 from __future__ import annotations
 
-import functools
-import html
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from patchclamp.core.errors import DamagedError, InputError
-from patchclamp.core.files import read_json, write_json
-from patchclamp.core.provenance import provenance
-from patchclamp.intervene.kinds import Change, kind_name, kinds
+from patchclamp.core.errors import InputError
+from patchclamp.intervene.changes import Function, compiled
+from patchclamp.intervene.kinds import OWN_KIND, SCOPES, Change, kinds
 from patchclamp.intervene.targets import Direction, dealt_within_layers, lowest_block, n_coordinates
-from patchclamp.models.units import UnitSet, describe, joint_identity
+from patchclamp.models.units import UnitSet
 
 if TYPE_CHECKING:
-    from patchclamp.intervene.changes import Function
     from patchclamp.models.hooks import Tap
     from patchclamp.models.load import LanguageModel
 
-FORMAT = "patchclamp.interventions/1"
 OPERATIONS = {
     "set": "replace by the value",
     "mean": "replace by the recorded mean (kept in `value`)",
@@ -40,13 +27,11 @@ OPERATIONS = {
     "shuffle": "permute across positions (seed), never padding",
     "project": "remove the component along the direction",
 }
-SCOPES = ("prompt", "generated", "all")
-OWN_KIND = "units"  # entries of a file without a kind are of this one
 Mask = NDArray[np.bool_] | Callable[[Any], Any]
 
 
 @kinds.add(OWN_KIND)
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Intervention(Change):
     """One change to activations while the model runs.
 
@@ -118,8 +103,6 @@ class Intervention(Change):
 
     def compiled(self, model: LanguageModel) -> list[tuple[Tap, Function]]:
         """The functions that carry it out, tap by tap."""
-        from patchclamp.intervene.changes import compiled  # torch is needed only now: the data are usable without it
-
         return compiled(self)
 
     def lowest_block(self) -> int | None:
@@ -130,6 +113,11 @@ class Intervention(Change):
     def n_units(self) -> int:
         """Units of the set; layers of a direction."""
         return len(self.target) if isinstance(self.target, UnitSet) else len(self.target.layers)
+
+    @property
+    def title(self) -> str:
+        """The operation."""
+        return self.operation
 
     def matched_random(self, seed: int) -> Intervention:
         """The same on as many random units of every layer, values dealt out anew, or on random directions of equal length."""
@@ -143,15 +131,32 @@ class Intervention(Change):
             value = value[dealt_within_layers(self.target, rng)]
         return replace(self, target=self.target.matched_random(seed), value=value)
 
+    @property
+    def n_rows(self) -> int | None:
+        """Rows of the mask, if they differ from prompt to prompt."""
+        return len(self.mask) if isinstance(self.mask, np.ndarray) and len(self.mask) > 1 else None
+
+    def of_rows(self, numbers: Sequence[int]) -> Intervention:
+        """The intervention with some rows of its mask."""
+        return self if self.n_rows is None else replace(self, mask=self.mask[list(numbers)])  # type: ignore[index]
+
+    def write(self, edited: LanguageModel) -> dict[str, Any]:
+        """Write it into the weights of `edited`, in place; ModelError, with the reason, where they can't hold it."""
+        from patchclamp.intervene.weights import write_changes
+
+        return write_changes([self], edited)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, without the model; InputError for a mask that is a function."""
-        if callable(self.mask):
+        """Plain data, without the model; InputError for a mask that is a function, unless it is `At` positions."""
+        if callable(self.mask) and not hasattr(self.mask, "to_dict"):
             raise InputError("a mask that is a function can't be saved; give a bool array (batch, positions) instead")
         what = (
             {"units": self.target.names()} if isinstance(self.target, UnitSet) else {"direction": self.target.to_dict()}
         )
         value = self.value.tolist() if isinstance(self.value, np.ndarray) else self.value
-        mask = None if self.mask is None else self.mask.astype(int).tolist()
+        mask: Any = self.mask
+        if mask is not None:
+            mask = mask.to_dict() if hasattr(mask, "to_dict") else mask.astype(int).tolist()
         rest = {"value": value, "scope": self.scope, "mask": mask, "seed": self.seed, "note": self.note}
         return {**what, "operation": self.operation, **rest}
 
@@ -168,7 +173,7 @@ class Intervention(Change):
             data["operation"],
             np.asarray(value, dtype=np.float64) if isinstance(value, list) else value,
             data.get("scope", "all"),
-            None if mask is None else np.asarray(mask, dtype=bool),
+            _read_mask(mask),
             data.get("seed"),
             data.get("note", ""),
         )
@@ -187,132 +192,13 @@ class Intervention(Change):
         return f"{_target_words(self.target)} {act}, scope {self.scope}{masked}{f' ({self.note})' if self.note else ''}"
 
 
-@dataclass(frozen=True, eq=False)
-class Interventions:
-    """A list of changes to one model, applied in order (a later one sees what an earlier one left).
+def _read_mask(data: Any) -> Mask | None:
+    """A mask as `to_dict` wrote it: rows of 0 and 1, or {"positions": [...]}."""
+    if not isinstance(data, Mapping):
+        return None if data is None else np.asarray(data, dtype=bool)
+    from patchclamp.intervene.positions import At  # with torch
 
-    items: `Intervention`s and other kinds of `Change`.
-    """
-
-    items: tuple[Change, ...] = field(default=())
-
-    def __init__(self, items: Iterable[Change] = ()) -> None:
-        kept = tuple(items)
-        for item in kept:
-            if not isinstance(item, Change):
-                raise InputError(f"a list of interventions is needed, but it holds a {type(item).__name__}")
-        functools.reduce(joint_identity, (item.model for item in kept), kept[0].model if kept else {})
-        object.__setattr__(self, "items", kept)
-
-    @classmethod
-    def of(cls, what: Change | Interventions) -> Interventions:
-        """A single change as a list of one; a list as it is."""
-        return what if isinstance(what, Interventions) else cls([what])
-
-    def __iter__(self) -> Iterator[Change]:
-        return iter(self.items)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, number: int) -> Change:
-        return self.items[number]
-
-    def __add__(self, other: Change | Interventions) -> Interventions:
-        return Interventions((*self.items, *Interventions.of(other).items))
-
-    def __radd__(self, other: Any) -> Interventions:
-        return self if other == 0 else NotImplemented  # sum([...]) starts from 0
-
-    @property
-    def model(self) -> Mapping[str, Any]:
-        """Identity of the model; an empty mapping for an empty list."""
-        return functools.reduce(joint_identity, (item.model for item in self.items)) if self.items else {}
-
-    def applied(self, model: Any) -> AbstractContextManager[None]:
-        """Context in which `model` (a LanguageModel) runs with all changes; nests, undone on any exception.
-
-        Raises MismatchError for another model than the one the units belong to.
-        """
-        from patchclamp.intervene.changes import applied  # torch is needed only now: the data are usable without it
-
-        return applied(self.items, model)
-
-    def check_model(self, model: Any) -> None:
-        """Raise MismatchError unless `model` is the model of every change."""
-        for item in self.items:
-            item.check_model(model)
-
-    def lowest_block(self) -> int | None:
-        """First block whose computation the list can change; None if it changes nothing."""
-        return min((block for item in self.items if (block := item.lowest_block()) is not None), default=None)
-
-    @property
-    def n_units(self) -> int:
-        """Units (or directions) of all changes together."""
-        return sum(item.n_units for item in self.items)
-
-    def matched_random(self, seed: int) -> Interventions:
-        """Every change by its random control; InputError if one has none."""
-        return Interventions(item.matched_random(seed) for item in self.items)
-
-    def describe(self) -> str:
-        """All changes in one line."""
-        return "; then ".join(item.describe() for item in self.items) or "nothing is changed"
-
-    def scoped(self, scope: str) -> Interventions:
-        """The same changes with another scope; InputError for a kind that has no choice of scope."""
-        return Interventions(_scoped(item, scope) for item in self.items)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"format": FORMAT, "model": dict(self.model), "interventions": [_entry(item) for item in self.items]}
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write `patchclamp.interventions/1` JSON, whole or not at all."""
-        body = self.to_dict()
-        source = provenance("Interventions.save", arguments={}, inputs={"model": dict(self.model)})
-        return write_json(path, {**body, "provenance": source})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Interventions:
-        """Read what `save` wrote; DamagedError for anything else."""
-        data = read_json(path, format=FORMAT)
-        try:
-            return cls(_item(entry, data["model"]) for entry in data["interventions"])
-        except (KeyError, TypeError, AttributeError) as problem:
-            raise DamagedError(f"{path} is not a complete {FORMAT} file: {problem!r}") from problem
-
-    def __repr__(self) -> str:
-        lines = "".join(f"\n  {number}. {item.describe()}" for number, item in enumerate(self.items, 1))
-        return f"Interventions({len(self.items)} on model {describe(self.model)}){lines}"
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{number}</td><td>{html.escape(_kind_words(item))}</td><td>{item.n_units}</td>"
-            f"<td>{html.escape(item.describe())}</td></tr>"
-            for number, item in enumerate(self.items, 1)
-        )
-        head = "<tr><th>#</th><th>kind</th><th>units</th><th>in words</th></tr>"
-        return f"<p>Interventions on <b>{html.escape(describe(self.model))}</b></p><table>{head}{rows}</table>"
-
-
-def _entry(item: Change) -> dict[str, Any]:
-    """The data of one change in a file; what is no `Intervention` says its kind."""
-    return item.to_dict() if isinstance(item, Intervention) else {"kind": kind_name(item), **item.to_dict()}
-
-
-def _item(entry: Mapping[str, Any], model: Any) -> Change:
-    return kinds[entry.get("kind", OWN_KIND)].from_dict(entry, model)
-
-
-def _scoped(item: Change, scope: str) -> Change:
-    if not is_dataclass(item) or "scope" not in {one.name for one in fields(item)}:
-        raise InputError(f"its scope can't be chosen: {item.describe()}")
-    return replace(item, scope=scope)
-
-
-def _kind_words(item: Change) -> str:
-    return item.operation if isinstance(item, Intervention) else kind_name(item)
+    return At(data["positions"])
 
 
 def _checked_mask(mask: Any) -> Mask | None:

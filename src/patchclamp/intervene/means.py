@@ -39,7 +39,7 @@ def recorded_means(recording: Recording | None, units: UnitSet, *, label: str | 
         raise InputError(f"site {', '.join(missing)} was not recorded; record with sites={needed} (heads need 'attn')")
     if "moments" not in recording.statistics:
         raise InputError(f"the recording holds {', '.join(recording.statistics)}; means need the statistic 'moments'")
-    pooled = {site: _pooled(recording, site, labels) for site in needed}
+    pooled = {site: pooled_means(recording, site, labels) for site in needed}
     offsets = {site: units.layouts[site].offsets for site in needed}
     chunks = [pooled[part.tap[0]][offsets[part.tap[0]][part.tap[1]] + part.inner] for part in parts]
     for part, chunk in zip(parts, chunks, strict=True):
@@ -50,8 +50,8 @@ def recorded_means(recording: Recording | None, units: UnitSet, *, label: str | 
     return np.concatenate(chunks) if chunks else np.zeros(0)
 
 
-def _pooled(recording: Recording, site: str, labels: tuple[str, ...]) -> NDArray[np.float64]:
-    """Mean of every unit of a site over the tokens of some labels, shape (total,)."""
+def pooled_means(recording: Recording, site: str, labels: tuple[str, ...]) -> NDArray[np.float64]:
+    """Mean of every unit of a site over the tokens of some labels, shape (total,) float64, NaN where nothing was recorded."""
     total: NDArray[np.float64] | None = None
     tokens = 0.0
     for label in labels:

@@ -1,13 +1,13 @@
-"""Scoring under many interventions in one pass: plain, each set, each of its controls, batch by batch.
+"""Scoring under many interventions in one pass: plain, each change, each of its controls, batch by batch.
 
-Where all units of a set lie in layers >= k, the blocks below k run once per batch for the set and all its controls.
+Where a change and its controls touch blocks >= k only, the blocks below k run once per batch for all of them.
 Only one batch's residual stream is held, whatever the size of the corpus.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,14 +17,11 @@ from torch import Tensor
 from patchclamp.core.progress import progress
 from patchclamp.data.batches import Batch, Budget
 from patchclamp.data.corpora import Corpus
-from patchclamp.intervene.changes import Prepared
-from patchclamp.intervene.clamp import intervention
-from patchclamp.intervene.targets import lowest_block
+from patchclamp.intervene.kinds import Interventions, Prepared
 from patchclamp.measure.columns import Columns
 from patchclamp.measure.likelihood import Documents, Reading, score
 from patchclamp.models.hooks import changed_layers, prompt_scope
 from patchclamp.models.prefix import Prefix
-from patchclamp.models.units import UnitSet
 
 if TYPE_CHECKING:
     from patchclamp.models.load import LanguageModel
@@ -41,18 +38,25 @@ class Run:
     block: int
 
 
-def runs_of(model: LanguageModel, name: str, sets: list[UnitSet], how: Mapping[str, Any]) -> list[Run]:
-    """A run for a set (first of the list) and each of its controls. how: keywords of `intervention`."""
-    blocks = [block for block in map(lowest_block, sets) if block is not None]
+def runs_of(model: LanguageModel, name: str, changes: Sequence[Interventions], *, first: int = 0) -> list[Run]:
+    """A run for each change: the change itself is number 0, its controls are 1, 2, ...; first: number of the first one."""
+    blocks = [block for change in changes if (block := change.lowest_block()) is not None]
+    block = min(
+        min(blocks, default=0), model.anatomy.n_layers - 1
+    )  # what enters the LM head counts as the last block's
     return [
-        Run(run_key(name, number), Prepared([intervention(model, chosen, **how)], model), min(blocks))
-        for number, chosen in enumerate(sets)
+        Run(run_key(name, number), Prepared(change.items, model), block) for number, change in enumerate(changes, first)
     ]
 
 
 def run_key(name: str, number: int) -> str:
-    """Key of the sums of a set (number 0) or of its control (1, 2, ...)."""
+    """Key of the sums of a change (number 0) or of its control (1, 2, ...)."""
     return f"{number}#{name}"
+
+
+def run_number(key: str) -> int:
+    """The number in such a key."""
+    return int(key.partition("#")[0])
 
 
 class Work(Protocol):

@@ -1,4 +1,4 @@
-"""`Effects`: the table of what clamping each set does to each text; matrix, diagonal dominance, files, frames, HTML."""
+"""`Effects`: the table of what each intervention does to each text; matrix, diagonal dominance, files, frames, HTML."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from patchclamp.core.errors import DamagedError, InputError
 from patchclamp.core.files import read_json, write_json
+from patchclamp.measure.harm import harm
 from patchclamp.measure.tables import (
     aligned,
     html_matrix,
@@ -40,7 +41,7 @@ BRIEF = ("set", "text", "plain", "clamped", "effect [95%]", "random", "p (Holm)"
 
 @dataclass(frozen=True, eq=False)
 class Effects:
-    """Effects of all sets on all texts or tasks (which are called texts here, as in the rows).
+    """Effects of all sets (or other interventions) on all texts or tasks (which are called texts here, as in the rows).
 
     rows: one dict per set and text with the keys ROW; None where something can't be known (no interval with fewer than
     2 documents, no control figures without controls). documents: text -> per-document sums ("documents", "tokens",
@@ -158,7 +159,8 @@ class Effects:
         done = self.provenance.get("arguments", {})
         how = ", ".join(f"{key} {done[key]}" for key in ("to", "scale", "add") if done.get(key) is not None)
         what = ", ".join(self.metrics) or "nothing"
-        return f"Effect of clamping ({how or 'units'}) on {what}, beside {done.get('controls', 0)} random sets"
+        subject = f"clamping ({how})" if how else "interventions"
+        return f"Effect of {subject} on {what}, beside {done.get('controls', 0)} random sets"
 
     def _matrix_title(self) -> str:
         if self.metrics == ("perplexity",):
@@ -175,11 +177,9 @@ def _brief(row: dict[str, Any]) -> dict[str, str]:
 
 
 def _number(row: dict[str, Any], value: str) -> float:
-    if value == "log_ratio":
-        plain, clamped = _float(row["plain"]), _float(row["clamped"])
-        return math.log(clamped / plain) if plain > 0 and clamped > 0 else math.nan
-    if value == "harm":
-        return _harm(row)
+    if value in ("log_ratio", "harm"):
+        metric = "perplexity" if value == "log_ratio" else row["metric"]
+        return harm(metric, _float(row["plain"]), _float(row["clamped"]))
     if value == "excess":
         return _float(row["effect"]) - _float(row["control_mean"])
     if value not in row or isinstance(row[value], str):
@@ -188,12 +188,6 @@ def _number(row: dict[str, Any], value: str) -> float:
             f"{value!r} is no number of an effect; choose from {', '.join(numbers)}, log_ratio, excess, harm"
         )
     return _float(row[value])
-
-
-def _harm(row: dict[str, Any]) -> float:
-    if row["metric"] == "perplexity":
-        return _number(row, "log_ratio")
-    return _float(row["effect"]) if row["metric"].endswith("loss") else -_float(row["effect"])
 
 
 def _float(value: float | None) -> float:

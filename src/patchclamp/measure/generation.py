@@ -143,8 +143,8 @@ def generate(
     """
     found: list[list[int]] = [[] for _ in rows]
     budget = Budget(max(1, batch_tokens))
-    ends, stopped = _end_ids(model), Stopped(model.tokenizer, done)
-    for batch in _batches(model, rows, max_new_tokens, batch_tokens):
+    ends, stopped = end_ids(model), Stopped(model.tokenizer, done)
+    for batch in left_padded(model, rows, max_new_tokens, batch_tokens):
         new = budget.run(lambda part: _continued(model, part, max_new_tokens, stopped, arguments), batch)
         for number, ids in zip(batch.document.tolist(), (ids for part in new for ids in part), strict=True):
             ids = ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
@@ -174,9 +174,10 @@ class Stopped:
         return ids[: next(length for length in range(1, len(ids) + 1) if self.holds(ids[:length]))]
 
 
-def _batches(
+def left_padded(
     model: LanguageModel, rows: Sequence[Sequence[int]], max_new_tokens: int, batch_tokens: int
 ) -> Iterator[Batch]:
+    """Batches of rows of ids to continue, longest first, padded on the left; `document` is the number of the row."""
     paddable = not any(check.name == "left padding" for check in getattr(model.report, "warnings", ()))
     order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
     start = 0
@@ -206,6 +207,7 @@ def _continued(
     return new
 
 
-def _end_ids(model: LanguageModel) -> set[int]:
+def end_ids(model: LanguageModel) -> set[int]:
+    """The tokens that end a text."""
     ids = getattr(model.hf.generation_config, "eos_token_id", None)
     return set(ids) if isinstance(ids, list | tuple) else set() if ids is None else {int(ids)}

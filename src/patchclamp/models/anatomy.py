@@ -42,9 +42,10 @@ class SitePath:
     """Where one site of one layer lies.
 
     path: dotted name of a module. where: "input" (its first argument), "output" (what it returns, or the first
-    of a tuple), "experts" (what is multiplied with its fused expert tensor `weight` inside its forward).
-    width: units there. part: columns of the tensor that belong to the site (None = all); with `every`, columns of each
-    group of so many (several projections in one, interleaved by heads). offset: first unit within the layer.
+    of a tuple), "final" and "logits" (the same of the trunk and of the whole model), "experts" (what is multiplied with its
+    fused expert tensor `weight` inside its forward). width: units there. part: columns of the tensor that belong to the
+    site (None = all); with `every`, columns of each group of so many (several projections in one, interleaved by heads).
+    offset: first unit within the layer.
     experts: experts there (0 = dense). transposed: the fused tensor is [experts, width, d_model], not
     [experts, d_model, width]. also: further places of the same site and layer, after this one.
     """
@@ -154,7 +155,7 @@ class Anatomy:
         if layer != self.n_layers - 1:
             raise InputError(f"{site!r} lies after the last layer, {self.n_layers - 1}; layer {layer} was asked for")
         if site == "final":
-            return SitePath(self.trunk, "output", self.d_model)
+            return SitePath(self.trunk, "final", self.d_model)
         return SitePath("", "logits", int(self.root.config.get_text_config(decoder=True).vocab_size))
 
     def feature(self, site: str, layer: int) -> Dictionary | None:

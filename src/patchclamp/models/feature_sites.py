@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from patchclamp.core.errors import InputError, MismatchError
 from patchclamp.core.files import to_json
 from patchclamp.models.features import Dictionary
 from patchclamp.models.units import describe
 
-if TYPE_CHECKING:
-    from patchclamp.models.load import LanguageModel
-
 Features = Mapping[str, Mapping[int, Dictionary]]  # site -> layer -> dictionary
 
 
-def joined(model: LanguageModel, dictionaries: Iterable[Dictionary]) -> dict[str, dict[int, Dictionary]]:
-    """The features that a model has, and those of further dictionaries, each checked and on the device of its layer.
+def joined(model: Any, dictionaries: Iterable[Dictionary]) -> dict[str, dict[int, Dictionary]]:
+    """The features that a LanguageModel has, and those of further dictionaries, each checked and on its layer's device.
 
     InputError for what doesn't fit the model or each other, MismatchError for a dictionary of another model.
     """
@@ -60,7 +57,7 @@ def features_identity(features: Features) -> dict[str, Any]:
     return found
 
 
-def _fitted(model: LanguageModel, one: Dictionary) -> Dictionary:
+def _fitted(model: Any, one: Dictionary) -> Dictionary:
     if one.model and one.model.get("fingerprint") != model.fingerprint:
         raise MismatchError(
             f"{one!r} was made for model {describe(one.model)}, but {describe(model.identity)} was given"

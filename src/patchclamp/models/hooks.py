@@ -156,6 +156,22 @@ def prompt_scope(model: Any, prompt_length: int | Tensor) -> Iterator[None]:
         state.prompt_tokens = before
 
 
+@contextlib.contextmanager
+def unchanged(model: Any) -> Iterator[None]:
+    """Lift all active changes inside the context; observers see the model as it is without them."""
+    state = _state_of(model.hf)
+    before, state.lifted = state.lifted, True
+    try:
+        yield
+    finally:
+        state.lifted = before
+
+
+def in_use(model: Any) -> bool:
+    """Whether something of ours is observing or changing the model now; hooks of other libraries don't count."""
+    return _state_of(model.hf).depth > 0
+
+
 def changed_layers(model: Any) -> list[int]:
     """The layers at which a change is active now."""
     return sorted({point.layer for point in _state_of(model.hf).points.values() if point.changes})
@@ -179,13 +195,18 @@ class _Point:
         self.undo: Callable[[], None] = _nothing
 
     @property
+    def time_first(self) -> bool:
+        """Whether tensors here are (seq, batch, width); what a trunk returns never is."""
+        return bool(self.state.anatomy.time_first) and self.entry.where != "final"
+
+    @property
     def idle(self) -> bool:
         return not (self.changes or self.observers or self.stops)
 
     def pass_through(self, values: Tensor, rows: Tensor | None = None, offset: int = 0) -> Tensor:
         """Apply the changes to `values` (n_rows, width), show the result to the observers, and return it."""
         step, layer = self.state.step, self.layer
-        for site, function in self.changes:
+        for site, function in () if self.state.lifted else self.changes:
             values = _changed(values, Seen(site, layer, values, rows, offset, step), function, self)
         for site, see in self.observers:
             if site == "head":
@@ -223,9 +244,11 @@ class _State:
         self.points: dict[SitePath, _Point] = {}
         self.step: Any = None
         self.depth = 0
+        self.following = contextlib.ExitStack()
         self.generating: int | None = None
         self.next_column = 0
         self.prompt_tokens: int | Tensor | None = None
+        self.lifted = False
 
 
 _STATES: WeakKeyDictionary[nn.Module, _State] = WeakKeyDictionary()
@@ -237,25 +260,24 @@ def _state_of(hf: nn.Module) -> _State:
 
 @contextlib.contextmanager
 def _active(model: Any) -> Iterator[_State]:
-    """The first context on a model starts following its forward passes; the last one stops."""
+    """The first context on a model starts following its forward passes; the last one stops, in whatever order they end."""
     state = _state_of(model.hf)
     state.anatomy = model.anatomy
-    if state.depth:
-        state.depth += 1
-        try:
-            yield state
-        finally:
-            state.depth -= 1
-        return
-    state.depth = 1
-    with contextlib.ExitStack() as stack:
-        stack.callback(setattr, state, "depth", 0)
-        stack.callback(setattr, state, "step", None)
-        handle = model.trunk_module.register_forward_pre_hook(_step_hook(state), with_kwargs=True, prepend=True)
-        stack.callback(handle.remove)
-        stack.enter_context(_generate_wrapped(model.hf, state))
-        stack.enter_context(_uncompiled())
+    if not state.depth:
+        with contextlib.ExitStack() as stack:
+            stack.callback(setattr, state, "step", None)
+            handle = model.trunk_module.register_forward_pre_hook(_step_hook(state), with_kwargs=True, prepend=True)
+            stack.callback(handle.remove)
+            stack.enter_context(_generate_wrapped(model.hf, state))
+            stack.enter_context(_uncompiled())
+            state.following = stack.pop_all()
+    state.depth += 1
+    try:
         yield state
+    finally:
+        state.depth -= 1
+        if not state.depth:
+            state.following.close()
 
 
 @contextlib.contextmanager
@@ -356,7 +378,7 @@ def _registered(module: nn.Module, point: _Point) -> Callable[[], None]:
     """Hook a module; returns what undoes it."""
     if point.entry.where == "input":
         return module.register_forward_pre_hook(_input_hook(point)).remove
-    if point.entry.where == "output":
+    if point.entry.where in ("output", "final"):
         return module.register_forward_hook(_output_hook(point)).remove
     if point.entry.where == "logits":
         return module.register_forward_hook(_logits_hook(point), with_kwargs=True).remove
@@ -476,7 +498,7 @@ def _rows_of(point: _Point, values: Tensor) -> Tensor:
     """(batch * seq, width) of a module's tensor, positions in order."""
     step, entry = point.state.step, point.entry
     batch, seq = step.batch, step.seq
-    if point.state.anatomy.time_first and values.dim() == 3:
+    if point.time_first and values.dim() == 3:
         values = values.transpose(0, 1)
     if values.dim() >= 3 and values.shape[0] == batch and values.shape[1] > seq and point.state.anatomy.pads:
         values = values[:, :seq]
@@ -496,7 +518,7 @@ def _rows_of(point: _Point, values: Tensor) -> Tensor:
 def _put_back(point: _Point, values: Tensor, new: Tensor) -> Tensor:
     """`values` with the rows of `_rows_of` replaced."""
     step, entry = point.state.step, point.entry
-    if point.state.anatomy.time_first and values.dim() == 3:
+    if point.time_first and values.dim() == 3:
         return new.view(step.batch, step.seq, -1).transpose(0, 1)
     whole = values.dim() < 3 or values.shape[0] != step.batch or values.shape[1] == step.seq
     if whole and entry.part is None:

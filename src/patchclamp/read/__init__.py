@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from patchclamp.read.description_scores import score_descriptions
     from patchclamp.read.description_uses import answering, audit, edit_effect
     from patchclamp.read.descriptions import Descriptions, describers
-    from patchclamp.read.exemplar import Exemplar, Exemplars, ExemplarStore
+    from patchclamp.read.exemplar import Exemplar
+    from patchclamp.read.exemplar_store import Exemplars, ExemplarStore
     from patchclamp.read.exemplar_view import render
     from patchclamp.read.exemplars import exemplars
     from patchclamp.read.lm_head import TokenMap, tokens, tokens_of
@@ -48,8 +49,8 @@ _HOME = {
     "Concept": "concept",
     "Descriptions": "descriptions",
     "Exemplar": "exemplar",
-    "ExemplarStore": "exemplar",
-    "Exemplars": "exemplar",
+    "ExemplarStore": "exemplar_store",
+    "Exemplars": "exemplar_store",
     "Factors": "snmf_factors",
     "SAE": "sae_kinds",
     "SAEEvaluation": "sae_evaluation",

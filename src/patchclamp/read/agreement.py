@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from patchclamp.core.callable_room import make_callable
 from patchclamp.core.errors import InputError, MismatchError
+from patchclamp.models.directions import output_directions
 from patchclamp.models.units import describe
-from patchclamp.read.directions import output_directions
 from patchclamp.read.token_map import TokenMap
 
 if TYPE_CHECKING:

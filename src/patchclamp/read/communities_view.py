@@ -13,14 +13,14 @@ from patchclamp.core.errors import InputError
 from patchclamp.models.units import describe
 
 if TYPE_CHECKING:
-    from patchclamp.read.communities_result import Communities
+    from patchclamp.read.communities_fields import CommunitiesFields
 
 CHARTS = ("network", "skills", "importance")
 DRAWN = 4  # links drawn per node, strongest first: a projection is nearly complete
 LAYOUT_SEED = 0
 
 
-def line(found: Communities) -> str:
+def line(found: CommunitiesFields) -> str:
     """One line: how many modules, datasets and skills, how many communities, how modular."""
     test = found.tests["modules"]
     return (
@@ -30,7 +30,7 @@ def line(found: Communities) -> str:
     )
 
 
-def table(found: Communities) -> Any:
+def table(found: CommunitiesFields) -> Any:
     """A rich table of the communities, the tests and the notes below it."""
     from rich.console import Group
     from rich.table import Table
@@ -45,7 +45,7 @@ def table(found: Communities) -> Any:
     return Group(Text(line(found).removeprefix("Communities(").removesuffix(")"), style="bold"), drawn, *remarks)
 
 
-def html(found: Communities) -> str:
+def html(found: CommunitiesFields) -> str:
     """Table and charts as HTML with inline SVG; names are escaped, nothing is fetched."""
     import vl_convert
 
@@ -64,7 +64,7 @@ def html(found: Communities) -> str:
     )
 
 
-def chart(found: Communities, kind: str = "network") -> Any:
+def chart(found: CommunitiesFields, kind: str = "network") -> Any:
     """An altair chart of a kind; InputError for an unknown one."""
     if kind not in CHARTS:
         raise InputError(f"chart {kind!r} asked for; there are {', '.join(CHARTS)}")
@@ -76,7 +76,7 @@ def chart(found: Communities, kind: str = "network") -> Any:
     return matrix_chart(found.datasets_modules, found.datasets, found, "dataset")
 
 
-def matrix_chart(matrix: Any, names: Sequence[str], found: Communities, what: str) -> Any:
+def matrix_chart(matrix: Any, names: Sequence[str], found: CommunitiesFields, what: str) -> Any:
     """Cells of a matrix of names x modules, modules by community; a row's weights relative to its largest."""
     import altair as alt
 
@@ -102,7 +102,7 @@ def matrix_chart(matrix: Any, names: Sequence[str], found: Communities, what: st
     )
 
 
-def _network(found: Communities) -> Any:
+def _network(found: CommunitiesFields) -> Any:
     """Modules as dots coloured by community, placed by a spring layout; the strongest links of every node."""
     import altair as alt
 
@@ -163,7 +163,7 @@ def _cells(row: Mapping[str, Any], members: Sequence[str]) -> list[str]:
     ]  # fmt: skip
 
 
-def _remarks(found: Communities) -> list[str]:
+def _remarks(found: CommunitiesFields) -> list[str]:
     said = [
         f"{what}: modularity {test['modularity']:.3f}{_against(test)}, {test['nulls']} nulls"
         for what, test in found.tests.items()

@@ -21,16 +21,15 @@ from patchclamp.core.errors import InputError, MismatchError
 from patchclamp.core.provenance import provenance
 from patchclamp.data.batches import Selection
 from patchclamp.data.corpora import corpus
+from patchclamp.intervene.strengths import PROMPT, TARGETS, match_kl
 from patchclamp.models.features import Dictionary
 from patchclamp.read.concept import Concept
 from patchclamp.read.judges import Judge, OfflineJudge, checked, harmonic
-from patchclamp.read.steering import TARGETS, match_kl, write
+from patchclamp.read.steering import write
 from patchclamp.read.tapped import tapped
 
 if TYPE_CHECKING:
     from patchclamp.models.load import LanguageModel
-
-PROMPT = "I think that"  # of the paper
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from patchclamp.core.progress import progress
 from patchclamp.core.provenance import provenance
 from patchclamp.models.units import UnitSet
 from patchclamp.read.descriptions import Describer, Description, Descriptions, describers
-from patchclamp.read.exemplar import Exemplars, ExemplarStore
+from patchclamp.read.exemplar_store import Exemplars, ExemplarStore
 from patchclamp.read.exemplars import QUANTILE, WINDOW, K, exemplars
 from patchclamp.read.predicates import INACTIVE, NOTHING
 from patchclamp.read.registry import readings

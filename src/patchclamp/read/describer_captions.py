@@ -17,7 +17,8 @@ from scipy.special import log_softmax, logsumexp
 
 from patchclamp.core.errors import InputError
 from patchclamp.read.descriptions import describers
-from patchclamp.read.exemplar import Exemplar, Exemplars, ExemplarStore
+from patchclamp.read.exemplar import Exemplar
+from patchclamp.read.exemplar_store import Exemplars, ExemplarStore
 
 Score = Callable[[NDArray[np.uint8], Sequence[str]], Any]
 

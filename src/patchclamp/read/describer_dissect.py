@@ -18,7 +18,8 @@ from scipy.special import logsumexp
 from patchclamp.core.errors import InputError
 from patchclamp.read.describer_words import predicate_of
 from patchclamp.read.descriptions import describers
-from patchclamp.read.exemplar import Exemplar, Exemplars, ExemplarStore
+from patchclamp.read.exemplar import Exemplar
+from patchclamp.read.exemplar_store import Exemplars, ExemplarStore
 from patchclamp.read.predicates import Atom, PredicateIndex, atom_text, holds
 
 _FIRST, _LAST = 0.998, 0.97  # weights p_j of the highest part and of the last one that counts: the paper's

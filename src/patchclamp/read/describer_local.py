@@ -17,7 +17,8 @@ from scipy.special import logsumexp
 from patchclamp.core.errors import InputError
 from patchclamp.read.describer_words import Words
 from patchclamp.read.descriptions import describers
-from patchclamp.read.exemplar import Exemplar, Exemplars, ExemplarStore
+from patchclamp.read.exemplar import Exemplar
+from patchclamp.read.exemplar_store import Exemplars, ExemplarStore
 from patchclamp.read.predicates import parse
 from patchclamp.read.prompting import SHOWN, description_prompt, part_prompt, tidy
 

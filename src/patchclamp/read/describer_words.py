@@ -18,7 +18,8 @@ from scipy.special import logsumexp
 
 from patchclamp.core.errors import InputError
 from patchclamp.read.descriptions import describers
-from patchclamp.read.exemplar import Exemplar, Exemplars, ExemplarStore
+from patchclamp.read.exemplar import Exemplar
+from patchclamp.read.exemplar_store import Exemplars, ExemplarStore
 from patchclamp.read.predicates import NOTHING, Atom, Predicate, PredicateIndex, holds, parse, worded
 
 _PARTNERS = 200  # atoms that others are joined with

@@ -18,7 +18,8 @@ from scipy.stats import rankdata
 from patchclamp.core.errors import InputError
 from patchclamp.core.files import write_json
 from patchclamp.read.descriptions import Describer, Descriptions
-from patchclamp.read.exemplar import Exemplar, Exemplars, ExemplarStore
+from patchclamp.read.exemplar import Exemplar
+from patchclamp.read.exemplar_store import Exemplars, ExemplarStore
 
 METRICS = ("balanced_accuracy", "auroc", "part_balanced_accuracy", "part_auroc", "pearson", "spearman")
 CHANCE = {"balanced_accuracy": 0.5, "auroc": 0.5, "part_balanced_accuracy": 0.5, "part_auroc": 0.5, "pearson": 0.0,

@@ -17,7 +17,7 @@ from patchclamp.measure.effects import effect
 from patchclamp.models.units import UnitSet
 from patchclamp.read.description_scores import auroc, texts_of
 from patchclamp.read.descriptions import Describer, Descriptions
-from patchclamp.read.exemplar import ExemplarStore
+from patchclamp.read.exemplar_store import ExemplarStore
 from patchclamp.read.predicates import parse
 
 if TYPE_CHECKING:

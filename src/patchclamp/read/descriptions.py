@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from patchclamp.core.errors import DamagedError, InputError
 from patchclamp.core.registry import Registry
-from patchclamp.read.exemplar import Exemplar, Exemplars
+from patchclamp.read.exemplar import Exemplar
+from patchclamp.read.exemplar_store import Exemplars
 from patchclamp.read.files import load_reading, save_reading
 
 

@@ -11,16 +11,14 @@ import html as markup
 import struct
 import unicodedata
 import zlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence, ValuesView
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from patchclamp.core.errors import InputError
-
-if TYPE_CHECKING:
-    from patchclamp.read.exemplar import Exemplar, Exemplars, ExemplarStore
+from patchclamp.read.exemplar import Exemplar, marked
 
 WARM, COLD = (217, 95, 2), (31, 120, 180)  # above and below 0
 FORMS = ("terminal", "html", "text")
@@ -32,7 +30,34 @@ _STYLE = (
 )
 
 
-def render(shown: Exemplars, form: str = "terminal", *, kinds: Sequence[str] = ("top", "sample")) -> Any:
+class Shown(Protocol):
+    """What is looked at of one unit's exemplars."""
+
+    @property
+    def unit(self) -> str: ...
+    @property
+    def bar(self) -> float: ...
+    @property
+    def top(self) -> Sequence[Exemplar]: ...
+    @property
+    def sample(self) -> Sequence[Exemplar]: ...
+    @property
+    def notes(self) -> Sequence[str]: ...
+
+
+class Store(Protocol):
+    """What is looked at of a store of them."""
+
+    medium: str
+
+    def rows(self) -> list[dict[str, Any]]: ...
+    def values(self) -> ValuesView[Any]: ...
+    def __getitem__(self, unit: str, /) -> Any: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def __len__(self) -> int: ...
+
+
+def render(shown: Shown, form: str = "terminal", *, kinds: Sequence[str] = ("top", "sample")) -> Any:
     """Exemplars in one of three forms: "terminal" (a rich renderable), "html" (text of a self-contained fragment), "text".
 
     kinds: top, sample, held_out.
@@ -45,7 +70,7 @@ def render(shown: Exemplars, form: str = "terminal", *, kinds: Sequence[str] = (
     return makers[form](shown, kinds)
 
 
-def terminal(shown: Exemplars, kinds: Sequence[str] = ("top", "sample")) -> Any:
+def terminal(shown: Shown, kinds: Sequence[str] = ("top", "sample")) -> Any:
     """A rich renderable: a line per passage, tokens on a coloured ground."""
     from rich.console import Group
     from rich.text import Text
@@ -63,7 +88,7 @@ def terminal(shown: Exemplars, kinds: Sequence[str] = ("top", "sample")) -> Any:
     return Group(*lines)
 
 
-def html(shown: Exemplars, kinds: Sequence[str] = ("top", "sample")) -> str:
+def html(shown: Shown, kinds: Sequence[str] = ("top", "sample")) -> str:
     """HTML with nothing outside it: values as tooltips, colour by value, bold above the bar, any writing direction."""
     scale = _scale(shown)
     body = [f"<div class='pc-exemplars'>{_STYLE}<h4>{markup.escape(_heading(shown))}</h4>"]
@@ -79,10 +104,8 @@ def html(shown: Exemplars, kinds: Sequence[str] = ("top", "sample")) -> str:
     return "".join([*body, "</div>"])
 
 
-def plain(shown: Exemplars, kinds: Sequence[str] = ("top", "sample")) -> str:
+def plain(shown: Shown, kinds: Sequence[str] = ("top", "sample")) -> str:
     """Plain text, what fires in double brackets."""
-    from patchclamp.read.exemplar import marked
-
     lines = [_heading(shown)]
     for kind in kinds:
         for one in getattr(shown, kind):
@@ -90,7 +113,7 @@ def plain(shown: Exemplars, kinds: Sequence[str] = ("top", "sample")) -> str:
     return "\n".join(lines)
 
 
-def terminal_store(store: ExemplarStore, *, most: int = 3) -> Any:
+def terminal_store(store: Store, *, most: int = 3) -> Any:
     """A rich renderable of a store: all passages of a few units, one row per unit of many."""
     if len(store) > most or store.medium != "text":
         return rows_table(repr(store), _rows(store))
@@ -99,7 +122,7 @@ def terminal_store(store: ExemplarStore, *, most: int = 3) -> Any:
     return Group(*(terminal(shown) for shown in store.values()))
 
 
-def store_html(store: ExemplarStore, *, most: int = 20) -> str:
+def store_html(store: Store, *, most: int = 20) -> str:
     """HTML of the first units of a store."""
     shown = [html(store[unit]) for _, unit in zip(range(most), store, strict=False)]
     more = f"<p>{len(store) - most} more units</p>" if len(store) > most else ""
@@ -190,18 +213,18 @@ def _rich_style(strength: float, fires: bool) -> str:
     return f"{'bold ' if fires else ''}black on rgb({red},{green},{blue})"
 
 
-def _scale(shown: Exemplars) -> float:
+def _scale(shown: Shown) -> float:
     """The value of full colour: the largest magnitude among the top passages."""
     values = [float(np.abs(one.values).max()) for one in (*shown.top, *shown.sample)]
     finite = [value for value in values if np.isfinite(value)]
     return max(finite, default=0.0) or 1.0
 
 
-def _heading(shown: Exemplars) -> str:
+def _heading(shown: Shown) -> str:
     return f"{shown.unit}: fires above {shown.bar:.3g}"
 
 
-def _rows(store: ExemplarStore) -> list[dict[str, Any]]:
+def _rows(store: Store) -> list[dict[str, Any]]:
     return [
         {
             "unit": row["unit"], "bar": f"{row['bar']:.3g}", "top": "" if row["top"] is None else f"{row['top']:.3g}",

@@ -24,7 +24,8 @@ from patchclamp.data.corpora import Corpus
 from patchclamp.data.demo import open_corpus
 from patchclamp.data.documents import Tally
 from patchclamp.models.units import Unit, UnitSet, describe
-from patchclamp.read.exemplar import Exemplar, Exemplars, ExemplarStore
+from patchclamp.read.exemplar import Exemplar
+from patchclamp.read.exemplar_store import Exemplars, ExemplarStore
 from patchclamp.read.passages import PassageReader, Wanted
 from patchclamp.read.registry import readings
 
@@ -94,7 +95,7 @@ def exemplars(
     inputs = {
         "recording": {
             "fingerprint": recording.fingerprint,
-            "folder": None if recording.folder is None else str(recording.folder),
+            "folder": None if recording.folder is None else str(recording.folder.absolute()),
             "labels": list(recording.labels),
         }
     }

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from patchclamp.core.errors import Error, InputError
 from patchclamp.data.batches import Batch, Tokens, padded
-from patchclamp.read.steering import prompt_ids
+from patchclamp.intervene.strengths import prompt_ids
 
 if TYPE_CHECKING:
     from patchclamp.models.load import LanguageModel

@@ -25,9 +25,9 @@ from torch import Tensor
 from patchclamp.core.errors import InputError
 from patchclamp.core.progress import progress
 from patchclamp.core.provenance import provenance
+from patchclamp.models.directions import chosen_rows, output_directions, sites_with_directions, untraced
+from patchclamp.models.head import Head, head_of
 from patchclamp.models.units import UnitSet
-from patchclamp.read.directions import chosen_rows, output_directions, sites_with_directions, untraced
-from patchclamp.read.head import Head, head_of
 from patchclamp.read.registry import readings
 from patchclamp.read.token_map import TokenMap
 from patchclamp.read.topk import Scan, ends

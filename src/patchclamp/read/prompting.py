@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from patchclamp.read.exemplar import Exemplar, Exemplars, marked
+from patchclamp.read.exemplar import Exemplar, marked
+from patchclamp.read.exemplar_store import Exemplars
 
 SHOWN = 8  # passages in a prompt
 

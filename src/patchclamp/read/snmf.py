@@ -95,7 +95,10 @@ def snmf(
         seed=seed,
         quiet=quiet,
     )
-    arguments = {**found.parameters, "layer": chosen, "site": site, "skip_first": skip_first, "max_tokens": max_tokens}
+    arguments = {
+        **found.parameters, "layer": chosen, "site": site, "skip_first": skip_first, "max_tokens": max_tokens,
+        "contexts": contexts, "batch_tokens": batch_tokens,
+    }  # fmt: skip
     made = replace(
         found,
         contexts=contexts_of(found, model, text, (site, chosen), k=contexts, select=select, batch_tokens=batch_tokens),

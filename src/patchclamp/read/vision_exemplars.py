@@ -24,7 +24,8 @@ from patchclamp.core.errors import InputError
 from patchclamp.core.provenance import provenance
 from patchclamp.data.pictures import Pictures
 from patchclamp.models.units import Unit, UnitSet
-from patchclamp.read.exemplar import Exemplar, Exemplars, ExemplarStore
+from patchclamp.read.exemplar import Exemplar
+from patchclamp.read.exemplar_store import Exemplars, ExemplarStore
 from patchclamp.read.vision_model import SITE, VisionModel
 from patchclamp.read.vision_record import ImageRecording
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from patchclamp.core.errors import DamagedError, InputError
 from patchclamp.core.files import read_json
 from patchclamp.core.provenance import provenance
+from patchclamp.models.head import head_of
 from patchclamp.models.units import SETS_FORMAT, UnitSet, save_sets
-from patchclamp.read.head import head_of
 from patchclamp.read.lm_head import NORMS, Readout, site_rows
 from patchclamp.read.registry import readings
 from patchclamp.read.token_map import strings_of, visible

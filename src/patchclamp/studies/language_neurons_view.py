@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from patchclamp.studies.page import Page, Section, Table
+from patchclamp.core.page import Page, Section, Table
 
 if TYPE_CHECKING:
     from patchclamp.atlas.page import UnitPage

@@ -14,8 +14,8 @@ import torch
 from patchclamp.core.errors import InputError
 from patchclamp.data import demo_text
 from patchclamp.models import LanguageModel, UnitSet, load
+from patchclamp.models.directions import output_directions
 from patchclamp.read.agreement import agreement
-from patchclamp.read.directions import output_directions
 from patchclamp.read.lm_head import tokens, tokens_of
 from patchclamp.read.token_map import TokenMap, visible
 from patchclamp.read.word_check import PROMPTS, check_words

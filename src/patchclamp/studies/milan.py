@@ -19,7 +19,7 @@ from patchclamp.models import UnitSet
 from patchclamp.read.describe import LAMBDA, describe_unit, describer_of
 from patchclamp.read.description_scores import score_descriptions
 from patchclamp.read.descriptions import Describer, Description, Descriptions
-from patchclamp.read.exemplar import ExemplarStore
+from patchclamp.read.exemplar_store import ExemplarStore
 from patchclamp.read.exemplars import exemplars
 from patchclamp.record import record
 from patchclamp.studies import milan_view as view

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patchclamp.read.description_scores import sign_flip
-from patchclamp.read.exemplar import ExemplarStore, marked
+from patchclamp.read.exemplar import marked
+from patchclamp.read.exemplar_store import ExemplarStore
 from patchclamp.read.exemplar_view import visible
 from patchclamp.studies.study import Report, Table, judged
 

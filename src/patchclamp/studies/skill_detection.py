@@ -12,7 +12,6 @@ from typing import Any
 
 from patchclamp.core.errors import InputError
 from patchclamp.data import Corpus, corpus, demo_text
-from patchclamp.data.generate.items import rng_for
 from patchclamp.data.task_sources import generated
 from patchclamp.data.tasks import Task
 from patchclamp.find import Finding
@@ -23,6 +22,7 @@ from patchclamp.measure.holm import holm
 from patchclamp.models import UnitSet
 from patchclamp.record import Recording, record
 from patchclamp.studies import skill_detection_view as view
+from patchclamp.studies.halves import halves
 from patchclamp.studies.study import Report, Run, studies
 
 NAME = "skill-detection"
@@ -116,27 +116,13 @@ def _split(tasks: Mapping[str, Task] | None, most: int, seed: int) -> tuple[dict
     known, held = {}, {}
     for name in TAUGHT if tasks is None else tasks:
         if tasks is not None:
-            first, second = _halves(tasks[name], seed)
+            first, second = halves(tasks[name], seed)
         elif name == "facts":
-            first, second = _halves(generated(name, split="train", seed=seed, count=2 * most), seed)
+            first, second = halves(generated(name, split="train", seed=seed, count=2 * most), seed)
         else:
             first, second = (generated(name, split=split, seed=seed, count=most) for split in ("train", "heldout"))
         known[name], held[name] = first.limited(most, seed=seed), second.limited(most, seed=seed)
     return known, held
-
-
-def _halves(task: Task, seed: int) -> tuple[Task, Task]:
-    """The items in two halves, drawn at random; items of one group, or of one prompt, stay together."""
-    groups: dict[str, list[Any]] = {}
-    for item in task:
-        groups.setdefault(f"group {item.group}" if item.group is not None else f"prompt {item.prompt}", []).append(item)
-    keys = sorted(groups)
-    rng_for("halves", seed).shuffle(keys)
-    if len(keys) < 4:
-        raise InputError(f"the task {task.name!r} has {len(keys)} different items or groups; at least 4 are needed")
-    halves = keys[: len(keys) // 2], keys[len(keys) // 2 :]
-    first, second = (Task.of([item for key in half for item in groups[key]], name=task.name) for half in halves)
-    return first, second
 
 
 def _solved(tasks: Mapping[str, Task]) -> Corpus:

@@ -15,10 +15,11 @@ import torch
 
 from patchclamp.core.errors import InputError
 from patchclamp.data import Corpus, corpus
+from patchclamp.intervene.strengths import PROMPT
 from patchclamp.models.features import Dictionary, load_dictionary
 from patchclamp.read.baselines import difference_of_means, pca, random_directions, single_neurons
 from patchclamp.read.concept import Concept
-from patchclamp.read.concepts import PROMPT, concept_scores
+from patchclamp.read.concepts import concept_scores
 from patchclamp.read.sae import train_sae
 from patchclamp.read.snmf import Factors, factorise
 from patchclamp.read.snmf_contexts import contexts_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from patchclamp.studies import page as pages
+from patchclamp.core import page as pages
 
 if TYPE_CHECKING:
     from patchclamp.studies.study_report import Outcome, Table

@@ -51,7 +51,7 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        from patchclamp.studies.page import cell
+        from patchclamp.core.page import cell
 
         drawn = RichTable()
         for key, heading in self.headings.items():

@@ -6,7 +6,6 @@ small steps are not rounded away. Dropout stays off, and the order of the text d
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -23,9 +22,9 @@ from patchclamp.core.provenance import provenance
 from patchclamp.data.batches import PIECE, Batch, Budget, Tokens, batches, encode
 from patchclamp.data.corpora import Corpus, corpus
 from patchclamp.data.tasks import Task
+from patchclamp.intervene.copies import copied
 from patchclamp.measure.continuations import continuations
 from patchclamp.measure.likelihood import targets
-from patchclamp.models import hooks
 from patchclamp.models.load import LanguageModel
 from patchclamp.models.units import UnitSet
 from patchclamp.train.demo import next_token_loss
@@ -147,19 +146,7 @@ def _factor(step: int, steps: int, schedule: str, warmup: float) -> float:
 
 def _copied(model: LanguageModel) -> Finetuned:
     """An independent copy, without the hooks' bookkeeping of the original."""
-    spread = getattr(model.hf, "hf_device_map", None)
-    if spread and len(set(spread.values())) > 1:
-        raise ModelError("a model spread by device_map can't be fine-tuned; load it on one device")
-    held = [
-        hook
-        for module in model.hf.modules()
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    ]
-    if any(getattr(hook, "__module__", "") == hooks.__name__ for hook in held):  # transformers leaves hooks of its own
-        raise InputError(
-            "the model is observed or changed now; leave every clamp, change and observe block to fine-tune it"
-        )
-    tuned = Finetuned(copy.deepcopy(model.hf), model.tokenizer)
+    tuned = Finetuned(copied(model, "fine-tune"), model.tokenizer)
     tuned.name = f"{model.name} (fine-tuned)"
     return tuned
 

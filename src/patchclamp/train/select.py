@@ -166,7 +166,7 @@ def _described(options: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for name, value in options.items():
         plain = value is None or isinstance(value, bool | int | float | str)
-        keys = ("name", "site", "layer", "n_features", "fingerprint")
+        keys = ("name", "site", "layer", "n_features", "fingerprint", "folder")
         found[name] = value if plain else {key: getattr(value, key, None) for key in keys}
     return found
 

@@ -15,6 +15,7 @@ from patchclamp.data.generate.dates import dates
 from patchclamp.data.generate.facts import facts
 from patchclamp.data.generate.items import LANGUAGES, Item
 from patchclamp.data.generate.manners import manners
+from patchclamp.data.generate.paired_items import colored_object_items, ioi_items
 from patchclamp.data.generate.sentences import sentences
 
 GENERATORS: dict[str, Callable[..., Iterator[Item]]] = {
@@ -28,16 +29,26 @@ GENERATORS: dict[str, Callable[..., Iterator[Item]]] = {
     "sentences": sentences,
 }
 
+# items that no curriculum holds: the clean prompts of paired tasks
+TASK_GENERATORS: dict[str, Callable[..., Iterator[Item]]] = {
+    **GENERATORS,
+    "ioi": ioi_items,
+    "colored_objects": colored_object_items,
+}
+
 __all__ = [
     "GENERATORS",
     "LANGUAGES",
+    "TASK_GENERATORS",
     "Item",
     "arithmetic",
     "binding",
     "code",
+    "colored_object_items",
     "culture",
     "dates",
     "facts",
+    "ioi_items",
     "manners",
     "sentences",
 ]
