@@ -66,14 +66,14 @@ def attribute_parts(
     InputError and ModelError as `patch`.
     """
     _check(way, steps, batch_size)
-    layers = None if layers is None else [int(layer) for layer in layers]
+    layers = None if layers is None else list(layers)
+    pairs = encoded(model, task)
+    parts = parts_of(model, what, by, layers)
+    named = named_positions(pairs, positions)
     arguments = {
         "what": plain_parts(what), "by": by, "layers": layers, "positions": plain_positions(positions), "way": way,
         "steps": steps, "batch_size": batch_size,
     }  # fmt: skip
-    pairs = encoded(model, task)
-    parts = parts_of(model, what, by, layers)
-    named = named_positions(pairs, positions)
     n, taps = len(pairs), list(dict.fromkeys(part.tap for part in parts))
     patched = np.full((len(parts), len(named), n), np.nan)
     base, source = np.zeros(n), np.zeros(n)

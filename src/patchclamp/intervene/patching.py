@@ -63,14 +63,14 @@ def patch(
         raise InputError(f"way={way!r} given; it is one of {', '.join(WAYS)}")
     if batch_size < 1 or batch_tokens < 1:
         raise InputError(f"batch_size={batch_size}, batch_tokens={batch_tokens}; at least 1 each is needed")
-    layers = None if layers is None else [int(layer) for layer in layers]
+    layers = None if layers is None else list(layers)
+    pairs = encoded(model, task)
+    parts = parts_of(model, what, by, layers)
+    named = named_positions(pairs, positions)
     arguments = {
         "what": plain_parts(what), "by": by, "layers": layers, "positions": plain_positions(positions), "way": way,
         "batch_size": batch_size, "batch_tokens": batch_tokens,
     }  # fmt: skip
-    pairs = encoded(model, task)
-    parts = parts_of(model, what, by, layers)
-    named = named_positions(pairs, positions)
     batch_size, batch_tokens = fitting(model, batch_size, batch_tokens)
     n = len(pairs)
     patched = np.full((len(parts), len(named), n), np.nan)

@@ -118,7 +118,7 @@ def path_patch(
         "columns": job.columns, "closed_form": bool(job.closed), "cache": bool(job.tails),
     }  # fmt: skip
     arguments = {
-        "receivers": receivers, "component": component, "position": plain_position(position), "senders": senders,
+        "receivers": _names(receivers), "component": component, "position": plain_position(position), "senders": _names(senders),
         "freeze_mlps": freeze_mlps, "freeze": freeze, "way": way, "below": below, "batch_size": batch_size,
         "batch_tokens": batch_tokens,
     }  # fmt: skip
@@ -197,8 +197,13 @@ def plain_position(position: Any) -> Any:
     return {"array": packed((given if given.dtype == torch.bool else given.long()).numpy())}
 
 
-def _listed(given: str | UnitSet | Iterable[str]) -> str | list[str]:
-    """Names of receivers or senders; words such as "final" as they are."""
+def _listed(given: str | UnitSet | Iterable[str]) -> str | UnitSet | list[str]:
+    """Receivers or senders as what can be read more than once."""
+    return given if isinstance(given, str | UnitSet) else list(given)
+
+
+def _names(given: str | UnitSet | Iterable[str]) -> str | list[str]:
+    """Receivers or senders as plain data: names; words such as "final" as they are."""
     return given if isinstance(given, str) else [str(name) for name in given]
 
 
