@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.small import small
 
 from patchclamp.core.errors import DamagedError, InputError, MismatchError, ModelError
 from patchclamp.data.tasks import Task
@@ -29,7 +30,7 @@ from patchclamp.intervene.kinds import Interventions
 from patchclamp.intervene.output_head import end_states, output_spectrum, output_weight, spectrum, states_at, untie
 from patchclamp.models.hooks import observe, prompt_scope
 from patchclamp.models.load import load
-from patchclamp.models.tiny import quiet, tiny_model
+from patchclamp.models.tiny import quiet
 
 IDS = torch.tensor([[1, 20, 30, 40, 50, 60], [1, 70, 80, 90, 100, 110]])
 
@@ -219,7 +220,7 @@ def test_other_families_hold_it_in_a_checkpoint(kind: str, tmp_path: Path) -> No
     from transformers import AutoModelForCausalLM
 
     with quiet():
-        model = load(tiny_model(kind), check=False)
+        model = load(small(kind), check=False)
         shift = shift_of(model)
         with shift.applied(model):
             wanted = model.logits(IDS)
@@ -232,14 +233,14 @@ def test_other_families_hold_it_in_a_checkpoint(kind: str, tmp_path: Path) -> No
 
 def test_models_whose_states_do_not_enter_the_head_as_they_are_are_refused() -> None:
     with quiet():
-        bert = load(tiny_model("bert"), check=False)
+        bert = load(small("bert"), check=False)
     with pytest.raises(ModelError, match="not linear"):
         output_spectrum(bert)
 
 
 def test_states_are_damped_where_time_comes_before_batch_inside() -> None:
     with quiet():
-        xlnet = load(tiny_model("xlnet"), check=False)
+        xlnet = load(small("xlnet"), check=False)
     shift = shift_of(xlnet)
     states = xlnet.trunk(IDS)
     v = torch.from_numpy(shift.vectors).float()

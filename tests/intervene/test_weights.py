@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.small import small
 
 from patchclamp.core.errors import ModelError
 from patchclamp.intervene import Direction, Intervention, Interventions, edit, intervention
 from patchclamp.intervene.affine import OfDirection, OfUnits
 from patchclamp.intervene.kinds import Change
 from patchclamp.models.load import load
-from patchclamp.models.tiny import tiny_model
 from patchclamp.models.units import UnitSet
 
 IDS = torch.tensor([[1, 20, 30, 40, 50, 60], [1, 70, 80, 90, 100, 110]])
@@ -171,7 +171,7 @@ def test_an_ablated_direction_is_gone_from_the_stream(model: Any) -> None:
 
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3", "granitemoeshared"])
 def test_a_direction_of_what_experts_give_is_removed_from_each(family: str) -> None:
-    model = load(tiny_model(family))
+    model = load(small(family))
     items = Interventions(
         [
             Intervention(direction(model, "mlp_out", layer=1), "project"),
@@ -187,7 +187,7 @@ def test_a_direction_of_what_experts_give_is_removed_from_each(family: str) -> N
     "family", ["granite", "cohere", "phi", "falcon", "gpt_neox", "opt", "bloom", "gemma2", "olmo2"]
 )
 def test_other_families_hold_what_they_can_and_refuse_the_rest(family: str) -> None:
-    model = load(tiny_model(family))
+    model = load(small(family))
     sites = [site for site in ("mlp", "attn", "q", "mlp_out", "attn_out", "embed") if site in model.layouts]
     items = Interventions(Intervention(direction(model, site), "scale", 3.0) for site in sites)
     assert differs(model, items) < 1e-4

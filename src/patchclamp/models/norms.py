@@ -140,8 +140,9 @@ def _measured(model: LanguageModel) -> Iterator[BlockNorms]:
     anatomy = model.anatomy
     vocabulary = int(model.hf.get_input_embeddings().weight.shape[0])
     ids = torch.randint(0, vocabulary, (1, _TOKENS), generator=torch.Generator().manual_seed(0))
-    if model.hf.config.get_text_config(decoder=True).pad_token_id is not None:
-        ids[ids == model.hf.config.get_text_config(decoder=True).pad_token_id] = int(model.pad_id == 0)
+    padding = getattr(model.hf.config.get_text_config(decoder=True), "pad_token_id", None)
+    if padding is not None:
+        ids[ids == padding] = int(padding == 0)
     wanted = ("resid", "embed", "attn_out", "mlp_out", "pre", "up", "q")
     seen = {site: model.layouts[site].split(collect(model, site, ids)[0]) for site in wanted if site in model.layouts}
     for layer in range(anatomy.n_layers):
