@@ -114,7 +114,7 @@ def test_every_finder_and_statistic_is_documented() -> None:
 
 def test_every_site_and_operation_is_documented() -> None:
     from patchclamp.intervene.interventions import OPERATIONS
-    from patchclamp.intervene.kinds import SCOPES
+    from patchclamp.models.hooks import SCOPES
     from patchclamp.models.units import SITES
 
     concepts = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")

@@ -80,18 +80,15 @@ def attribute_parts(
     with progress("attributing", n, unit="pairs", quiet=quiet) as advance:
         for batch, index in length_sorted(pairs, fitting(model, batch_size, 1)[0]):
             width = batch.clean.shape[1]
-            plain = PatchedRows(
-                model, batch, taps, way="denoise" if way == "noise" else "noise"
-            )  # its source: our base
-            other = PatchedRows(model, batch, taps, way=way)
-            base[index], source[index] = other.base.numpy(), other.source.numpy()
+            runs = PatchedRows(model, batch, taps, way=way, both=True)
+            base[index], source[index] = runs.base.numpy(), runs.source.numpy()
             gradients = _part_gradients(model, batch, taps, way, steps)
             for p, (_, mask) in enumerate(named):
                 chosen = mask[index][:, :width]
                 there = chosen.any(1).numpy()
                 for c, part in enumerate(parts):
                     where = slice(None) if part.columns is None else part.columns
-                    moved = (other.values[part.tap] - plain.values[part.tap])[..., where].float()
+                    moved = (runs.values[part.tap] - runs.own[part.tap])[..., where].float()
                     each = (moved * gradients[part.tap][..., where]).sum(-1).double().cpu()
                     change_ = (each * chosen).sum(1).numpy()
                     patched[c, p, index[there]] = (base[index] + change_)[there]
@@ -179,13 +176,8 @@ def _embeddings(model: LanguageModel, pairs: Pairs, way: str) -> tuple[Tensor, T
     """(n * seq, d_model) token embeddings of the base and of the source run."""
     if "embed" not in model.anatomy.sites:
         raise ModelError(f"{model.name} has no site embed, where gradients start")
-    found = [PatchedRows(model, pairs, [("embed", 0)], way=other) for other in _turned(way)]
-    return (found[0].values["embed", 0].flatten(0, 1), found[1].values["embed", 0].flatten(0, 1))
-
-
-def _turned(way: str) -> tuple[str, str]:
-    """The ways whose source runs are the base and the source run of `way`."""
-    return ("denoise" if way == "noise" else "noise", way)
+    runs = PatchedRows(model, pairs, [("embed", 0)], way=way, both=True)
+    return (runs.own["embed", 0].flatten(0, 1), runs.values["embed", 0].flatten(0, 1))
 
 
 def _start(between: Tensor) -> Callable[[Seen], Tensor]:
@@ -241,14 +233,12 @@ class _Edges:
     ) -> None:
         self.model, self.graph, self.pairs, self.way, self.steps = model, graph, pairs, way, steps
         taps = [(site, layer) for layer in range(graph.n_layers) for site in ("attn", "mlp_out")]
-        runs = [PatchedRows(model, pairs, taps, way=other) for other in _turned(way)]
-        self.base, self.source = runs[1].base.numpy(), runs[1].source.numpy()
+        runs = PatchedRows(model, pairs, taps, way=way, both=True)
+        self.base, self.source = runs.base.numpy(), runs.source.numpy()
         self.embeddings = _embeddings(model, pairs, way)
         self.chosen = chosen[:, :, None]
         streams = [self._entering(side) for side in _sides(pairs, way)]
-        self.moved: dict[Tap, Tensor] = {
-            tap: (runs[1].values[tap] - runs[0].values[tap]).float() * self.chosen for tap in taps
-        }
+        self.moved: dict[Tap, Tensor] = {tap: (runs.values[tap] - runs.own[tap]).float() * self.chosen for tap in taps}
         self.moved["embed", 0] = (streams[1] - streams[0]) * self.chosen
 
     def effects(self) -> Tensor:

@@ -29,6 +29,7 @@ from patchclamp.data.tasks import Task
 from patchclamp.intervene.fits import fits
 from patchclamp.intervene.kinds import Change, Interventions, kinds
 from patchclamp.intervene.output_head import RELIABLE, end_states, output_spectrum, output_weight, untie
+from patchclamp.models.hooks import SCOPES
 from patchclamp.models.units import describe, layouts_of
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 FEWEST = 10  # states of a kind
 LOWEST, HIGHEST = -2.0, 1.0  # alpha
-SCOPES = ("prompt", "generated", "all")
 RANKS = ("delta", "logit", "signed")
 
 

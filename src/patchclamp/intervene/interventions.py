@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from patchclamp.core.errors import InputError
 from patchclamp.intervene.changes import Function, compiled
-from patchclamp.intervene.kinds import OWN_KIND, SCOPES, Change, kinds
+from patchclamp.intervene.kinds import OWN_KIND, Change, kinds
 from patchclamp.intervene.targets import Direction, dealt_within_layers, lowest_block, n_coordinates
+from patchclamp.models.hooks import SCOPES
 from patchclamp.models.units import UnitSet
 
 if TYPE_CHECKING:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from patchclamp.models.load import LanguageModel
 
 FORMAT = "patchclamp.interventions/1"
-SCOPES = ("prompt", "generated", "all")
 OWN_KIND = "units"  # entries of a file without a kind are of this one
 
 kinds: Registry[type[Change]] = Registry("intervention kind", room="patchclamp.intervene")

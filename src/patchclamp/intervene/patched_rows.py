@@ -48,7 +48,7 @@ class PatchedRows:
 
     way: "noise" patches corrupted values into the clean run, "denoise" clean values into the corrupted run. base, source:
     (n,) float64 logit differences of the two plain runs. values: tap -> (n, seq, width); by default those of the source
-    run, for the taps that are asked for.
+    run, for the taps that are asked for. own: with both=True the same of the run that is patched into, else empty.
     """
 
     def __init__(
@@ -60,17 +60,22 @@ class PatchedRows:
         way: str = "noise",
         tokens: int = 8192,
         values: Mapping[Tap, Tensor] | None = None,
+        both: bool = False,
     ) -> None:
         self.model, self.pairs = model, pairs
         self.readout = Readout(model)
         sides = (pairs.clean, pairs.corrupt) if way == "noise" else (pairs.corrupt, pairs.clean)
         self.ids = sides[0]
         self.at_once = max(1, tokens // self.ids.numel())
-        plain = Recorded(model, sides[0], pairs.mask, [self.readout.tap])
+        taps = list(taps)
+        plain = Recorded(model, sides[0], pairs.mask, [self.readout.tap, *(taps if both else [])])
         other = Recorded(model, sides[1], pairs.mask, [self.readout.tap, *([] if values is not None else taps)])
         self.base, self.source = (self._difference(run.values[self.readout.tap], 1)[0] for run in (plain, other))
-        shaped = {tap: found.reshape(*self.ids.shape, -1) for tap, found in other.values.items()}
-        self.values: Mapping[Tap, Tensor] = shaped if values is None else values
+        self.own = self._shaped(plain) if both else {}
+        self.values: Mapping[Tap, Tensor] = self._shaped(other) if values is None else values
+
+    def _shaped(self, run: Recorded) -> dict[Tap, Tensor]:
+        return {tap: found.reshape(*self.ids.shape, -1) for tap, found in run.values.items()}
 
     def differences(self, rows: Sequence[Sequence[Patch]]) -> Tensor:
         """(n_rows, n) float64 logit differences, one row per list of patches made together; rows run many at a time.

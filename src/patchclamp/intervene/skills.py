@@ -22,10 +22,10 @@ from patchclamp.core.arrays import packed, unpacked
 from patchclamp.core.errors import DamagedError, InputError
 from patchclamp.intervene.adjustment import Adjust
 from patchclamp.intervene.fits import units_described, units_of
-from patchclamp.intervene.kinds import SCOPES, Change, kinds
+from patchclamp.intervene.kinds import Change, kinds
 from patchclamp.intervene.noise import TextKeys, TokenNoise
 from patchclamp.intervene.targets import Coordinates, coordinates, lowest_block
-from patchclamp.models.hooks import Seen, Tap
+from patchclamp.models.hooks import SCOPES, Seen, Tap
 from patchclamp.models.units import UnitSet, joint_identity
 
 if TYPE_CHECKING:

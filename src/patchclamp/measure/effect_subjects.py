@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from patchclamp.core.errors import InputError
 from patchclamp.intervene.clamp import intervention
 from patchclamp.intervene.interventions import Intervention
-from patchclamp.intervene.kinds import OWN_KIND, SCOPES, Change, Interventions, kinds
+from patchclamp.intervene.kinds import Change, Interventions
 from patchclamp.measure.effect_runs import Run, runs_of
+from patchclamp.models.hooks import SCOPES
 from patchclamp.models.units import UnitSet
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def given_again(data: Mapping[str, Any], model: Any) -> Changed:
         return UnitSet.from_dict(data, model)
     if data["interventions"] is None:
         raise InputError(f"this intervention could not be kept as data ({data['described']}); measure it again by hand")
-    return Interventions(kinds[one.get("kind", OWN_KIND)].from_dict(one, model) for one in data["interventions"])
+    return Interventions.from_dict(data, model)
 
 
 def random_controls(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from patchclamp.core.errors import InputError
 from patchclamp.intervene.strengths import prompt_ids, steered
+from patchclamp.measure.generation import end_ids
 from patchclamp.models.hooks import Tap
 
 if TYPE_CHECKING:
@@ -50,8 +51,7 @@ def write(
         raise InputError(
             f"the prompt and {new_tokens} new tokens are more than the {model.max_length} this model takes"
         )
-    end = model.hf.generation_config.eos_token_id
-    ends = set(end) if isinstance(end, list | tuple) else {end}
+    ends = end_ids(model)
     found: list[list[int]] = []
     for start in range(0, len(vectors), batch_rows):
         part = vectors[start : start + batch_rows]
