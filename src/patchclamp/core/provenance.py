@@ -24,14 +24,20 @@ def provenance(
         "arguments": arguments,
         "inputs": inputs,
         "seed": seed,
-        "versions": dict(versions()),
+        "versions": versions(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
-@functools.cache
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that numbers depend on."""
+    """Versions of Python and of the libraries that numbers depend on; "kernels": how passes compute (`core.products`)."""
+    from patchclamp.core.products import kernels  # imports torch, which not every user of this file needs
+
+    return {**_installed(), "kernels": kernels()}
+
+
+@functools.cache
+def _installed() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -15,6 +15,7 @@ from patchclamp.core.progress import progress
 from patchclamp.data.batches import Batch, Budget, SpecialTokens, Tokens, batches, encode
 from patchclamp.data.corpora import Corpus
 from patchclamp.find.discrimination_samples import Sample
+from patchclamp.models.fast_passes import fast_passes
 from patchclamp.models.hooks import Seen, Tap, observe, run
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def states(
     last = max(taps, key=lambda tap: (tap[0] != "embed", tap[1]))
     stop = None if sum(tap[1] == last[1] and tap[0] != "embed" for tap in taps) > 1 else last
     budget = Budget(batch_tokens)
-    with progress("states", total=len(places), unit="passages", quiet=quiet) as advance:
+    with fast_passes(model), progress("states", total=len(places), unit="passages", quiet=quiet) as advance:
         for name in text.labels:
             wanted = {document for label, document, _ in places if label == name}
             for group in _pieces(model.tokenizer, text, name, wanted, length):

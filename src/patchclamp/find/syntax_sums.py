@@ -19,6 +19,7 @@ from patchclamp.data.batches import Batch, Tokens, batches
 from patchclamp.find.syntax_spectra import Rate, basis, profile_amplitudes
 from patchclamp.find.syntax_streams import Sentences, Stream
 from patchclamp.find.syntax_tokens import Mapped, mapped
+from patchclamp.models.fast_passes import fast_passes
 from patchclamp.models.hooks import Seen, observe, run
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def tag_sums(
         np.add.at(sums.seen, (_forms(plan, stream), np.tile(np.arange(plan.sentences.n_units), plan.slots)), 1)
     pieces = [Tokens(one.ids, None, number, 0) for number, one in enumerate(maps)]
     taps = [(site, layer) for layer in range(layout.n_layers) if layout.widths[layer]]
-    with progress(title, len(streams), unit="streams", quiet=quiet) as advance:
+    with fast_passes(model), progress(title, len(streams), unit="streams", quiet=quiet) as advance:
         for batch in batches(pieces, token_budget=batch_tokens, pad_id=model.pad_id):
             reader = _Reader(sums, layout, batch, [streams[d] for d in batch.document], maps, group)
             with observe(model, taps, reader.see):

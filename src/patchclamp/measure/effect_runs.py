@@ -20,6 +20,7 @@ from patchclamp.data.corpora import Corpus
 from patchclamp.intervene.kinds import Interventions, Prepared
 from patchclamp.measure.columns import Columns
 from patchclamp.measure.likelihood import Documents, Reading, score
+from patchclamp.models.fast_passes import fast_passes
 from patchclamp.models.hooks import changed_layers, prompt_scope
 from patchclamp.models.prefix import Prefix
 
@@ -84,7 +85,7 @@ def over_runs(
     groups: dict[int, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.block if reuse and run.block <= ceiling else 0, []).append(run)
-    with progress(work.title, unit="tokens x runs", quiet=quiet) as advance:
+    with fast_passes(model), progress(work.title, unit="tokens x runs", quiet=quiet) as advance:
         for batch in work.batches():
             tokens = float(batch.attention_mask.sum())
             for part in fitting(batch, budget):

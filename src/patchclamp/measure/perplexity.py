@@ -10,6 +10,7 @@ from patchclamp.data.batches import Budget, Selection
 from patchclamp.data.corpora import Corpus
 from patchclamp.measure.likelihood import Documents, Reading, score
 from patchclamp.measure.measurement import Measurement, Measurements
+from patchclamp.models.fast_passes import fast_passes
 
 if TYPE_CHECKING:
     from patchclamp.models.load import LanguageModel
@@ -36,7 +37,7 @@ def perplexity(
     found = {}
     for label in text.labels:
         documents, budget = Documents(label), Budget(batch_tokens)
-        with progress(f"perplexity {label}", unit="tokens", quiet=quiet) as advance:
+        with fast_passes(model), progress(f"perplexity {label}", unit="tokens", quiet=quiet) as advance:
             for batch in reading.batches(model, text, label):
                 documents.add("perplexity", batch.document, score(model, batch, budget))
                 documents.count(batch)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchclamp.core.errors import InputError
+from patchclamp.core.memory import kept_memory
 from patchclamp.core.progress import progress
 from patchclamp.core.provenance import provenance
 from patchclamp.models.directions import chosen_rows, output_directions, sites_with_directions, untraced
@@ -80,7 +81,7 @@ def tokens(
     total = sum(model.layouts[site].total if where is None else len(where) for site, where in chosen.items())
     parts: list[dict[str, NDArray[Any]]] = []
     positions: dict[str, NDArray[np.int64]] = {}
-    with progress("tokens", total, unit="units", quiet=quiet) as advance:
+    with progress("tokens", total, unit="units", quiet=quiet) as advance, kept_memory():
         for site, where in chosen.items():
             placed: list[NDArray[np.int64]] = []
             for flat, rows, reads in site_rows(model, site, where, fold=norm == "fold"):

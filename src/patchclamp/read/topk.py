@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from patchclamp.core.errors import InputError
+from patchclamp.core.products import faster, product
 
 BLOCK = 64  # columns whose largest entry is looked at first
 ALIGN = 128  # floats; rows of the buffer begin at multiples of it
@@ -72,6 +73,8 @@ class Scan:
         given = rows.to(device=self.matrix.device, dtype=self.matrix.dtype)
         if self.wide:  # torch keeps the memory of a GPU by itself
             return torch.mm(given, self.matrix.T, out_dtype=torch.float32)
+        if faster(given, self.matrix):
+            return product(given, self.matrix)
         if self.buffer.numel() < n * self._stride:
             self.buffer = torch.empty(n * self._stride, device=self.matrix.device)
         out = self.buffer[: n * self._stride].view(n, self._stride)[:, : self.columns]

@@ -19,6 +19,7 @@ from torch import Tensor
 from patchclamp.core.errors import InputError, ModelError
 from patchclamp.data.batches import PIECE, Batch, Budget, Selection, batches
 from patchclamp.data.corpora import Corpus
+from patchclamp.models.fast_passes import fast_passes
 from patchclamp.models.hooks import Seen, observe, run
 from patchclamp.record.shards import Cut, Shard, ShardStream, check_positive
 from patchclamp.record.statistics.activations import RawActivations, StoredRows
@@ -255,7 +256,7 @@ class _Live(Activations):
             kept[0][rows, columns] = seen.values.float()
 
         mask = None if bool(batch.attention_mask.all()) else batch.attention_mask
-        with observe(self._model, [tap], see):
+        with fast_passes(self._model), observe(self._model, [tap], see):
             run(self._model, batch.input_ids, mask, stop_after=tap)
         if not kept:  # experts that no token was sent to
             kept.append(torch.zeros(batch.keep.numel(), self.width))

@@ -11,6 +11,7 @@ import torch
 from patchclamp.core.errors import Error, ModelError
 from patchclamp.core.memory import kept_memory
 from patchclamp.data.batches import Budget, batches, is_out_of_memory
+from patchclamp.models.fast_passes import fast_passes
 from patchclamp.models.hooks import Tap, observe, run
 from patchclamp.models.units import Layout
 from patchclamp.record.collector import Collector, NotFiniteError
@@ -115,7 +116,7 @@ def _collected(
             for layer in job.layers[site]:
                 by_tap[job.tap(site, name, layer)].append(statistic)
     collector = Collector(layouts, by_tap, folds=job.folds, careful=careful)
-    with observe(model, job.taps, collector.see):
+    with fast_passes(model), observe(model, job.taps, collector.see):
         for batch in batches(shard.pieces, token_budget=tokens, pad_id=model.pad_id):
             collector.begin(batch)
             mask = None if bool(batch.attention_mask.all()) else batch.attention_mask

@@ -369,9 +369,13 @@ def _resumed(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     for label, entry in wanted["declared"].items():
         if entry["sha256"] != found["declared"][label]["sha256"]:
             raise MismatchError(f"the text of label {label!r} is not the one that {folder} is a recording of")
-    before = {**found["provenance"]["versions"], "device": found["provenance"]["inputs"].get("device")}
+    before = {
+        "kernels": "plain",
+        **found["provenance"]["versions"],
+        "device": found["provenance"]["inputs"].get("device"),
+    }
     now = {**versions(), "device": wanted["provenance"]["inputs"]["device"]}
-    watched = [name for name in ("torch", "transformers", "device") if before.get(name) != now[name]]
+    watched = [name for name in ("torch", "transformers", "kernels", "device") if before.get(name) != now[name]]
     changed = [f"{name} {before.get(name)} -> {now[name]}" for name in watched]
     if changed:
         warnings.warn(
