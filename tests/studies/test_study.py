@@ -200,7 +200,7 @@ def test_json_page_and_terminal_say_the_same(done: Outcome) -> None:
     assert 'src="http' not in html
     assert "<script" not in html
     assert '<tr class="strong"><td class="left">a' in html
-    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(done)
     shown = console.export_text()
     for said in ("Squares <of> numbers", "The paper's squares", "squares grow: holds", "differs: model", "report.html"):

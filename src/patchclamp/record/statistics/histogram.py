@@ -17,6 +17,8 @@ from patchclamp.record.statistics.base import State, Statistic, Where
 
 _LOWEST, _HIGHEST = -14, 14  # powers of two between which magnitudes are told apart
 _MANTISSA, _BIAS = 23, 127
+_SLAB = 256  # columns that are counted together
+_PENDING = 1 << 22  # values whose bins are held before they are counted
 
 
 @statistics.add("histogram")
@@ -39,6 +41,11 @@ class Histogram(Statistic):
         self._per_sign = (_HIGHEST - _LOWEST) << bits
         self.counts: NDArray[np.int64] = np.zeros((2 * self._per_sign + 1, layout.total), dtype=np.int64)
         self._live: dict[tuple[int, int], Tensor] = {}
+        self._into, self._bins = (
+            torch.empty(0, 0),
+            torch.empty(0, 0, dtype=torch.int32),
+        )  # where the rows held will count
+        self._held = 0
 
     @property
     def relative_error(self) -> float:
@@ -79,26 +86,54 @@ class Histogram(Statistic):
         return found[0] if np.ndim(q) == 0 else found
 
     def update(self, values: Tensor, layer: int, offset: int, where: Where) -> None:
-        width, buckets = values.shape[1], 2 * self._per_sign + 1
-        live = self._live.get((layer, offset))
+        rows, width = values.shape
+        key = (layer, offset)
+        live = self._live.get(key)
         if live is None:
-            live = self._live[layer, offset] = torch.zeros(buckets * width, dtype=torch.int64, device=values.device)
-        bits = values.to(torch.float32).contiguous().view(torch.int32)
-        magnitude = (bits & 0x7FFFFFFF) >> (_MANTISSA - self.bits)
-        step = magnitude - ((_BIAS + _LOWEST) << self.bits)  # below 0: nearer to 0 than the lowest edge
-        step = (step + 1).clamp_(0, self._per_sign)
-        bucket = torch.where(bits < 0, -step, step) + self._per_sign
-        flat = bucket.to(torch.int64) * width + torch.arange(width, device=values.device)
-        live += torch.bincount(flat.reshape(-1), minlength=buckets * width)
+            shape = (2 * self._per_sign + 1, width)
+            live = self._live[key] = torch.zeros(shape, dtype=torch.int64, device=values.device)
+        if live is not self._into or self._held + rows > len(self._bins):
+            self._count()
+            size = max(rows, _PENDING // width)
+            self._into, self._bins = live, self._buffer(values[:1].expand(size, width), torch.int32)
+        self._bin(values.to(torch.float32).contiguous(), self._bins[self._held : self._held + rows])
+        self._held += rows
         self._route(layer, offset, where)
 
+    def _bin(self, values: Tensor, out: Tensor) -> None:
+        """Write the bin of each value: its bucket and its column within a slab of `_SLAB` columns."""
+        bits = values.view(torch.int32)
+        torch.bitwise_and(bits, 0x7FFFFFFF, out=out)
+        # magnitudes below the lowest edge become 0
+        out.bitwise_right_shift_(_MANTISSA - self.bits).sub_(((_BIAS + _LOWEST) << self.bits) - 1)
+        out.clamp_(0, self._per_sign)
+        sign = bits >> 31  # -1 or 0; (x ^ sign) - sign is x with that sign
+        out.bitwise_xor_(sign).sub_(sign).add_(self._per_sign)
+        out.mul_(_SLAB).add_(torch.arange(out.shape[1], dtype=torch.int32, device=out.device) % _SLAB)
+
+    def _count(self) -> None:
+        """Count the bins of the rows held, a few columns at a time: their counters then stay in the cache."""
+        if not self._held:
+            return
+        live, bins = self._into, self._bins[: self._held]
+        for start in range(0, live.shape[1], _SLAB):
+            mine = live[:, start : start + _SLAB]
+            counted = torch.bincount(bins[:, start : start + _SLAB].reshape(-1), minlength=len(live) * _SLAB)
+            mine += counted.view(len(live), _SLAB)[:, : mine.shape[1]]
+        self._held = 0
+
+    def end(self) -> None:
+        self._count()
+
     def close(self, documents: range | None = None) -> None:
+        self._count()
         for (layer, offset), live in self._live.items():
-            table = live.cpu().numpy().reshape(len(self.counts), -1)
+            table = live.cpu().numpy()
             self.counts[:, self._flat(layer, offset, table.shape[1])] += table
         for where, missing in self._unrouted():
             self.counts[self._per_sign, where] += int(missing.sum())
         self._live.clear()
+        self._into = torch.empty(0, 0)
         self._routed.clear()
         self._tokens = np.zeros_like(self._tokens)
 
