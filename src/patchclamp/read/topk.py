@@ -1,10 +1,10 @@
 """The k largest and smallest entries of the rows of a product A B^T, exactly, without ever holding more than a block of it.
 
-`Scan` multiplies blocks of rows into one kept buffer whose rows begin at multiples of 128 numbers (what a matrix product
-writes fastest, and no new memory per block), and `strongest` picks from it in two levels: the largest entry of each block
-of 64 columns, then the entries of the k blocks that hold the largest. Whatever is among the k largest of a row lies in
-one of these blocks, or equals an entry there; equal entries go to the lowest column. The same code runs on a GPU, where
-picking from 128,000 columns in one go costs more than the product.
+`Scan` multiplies blocks of rows into one kept buffer whose rows begin at multiples of 128 numbers (what MKL writes
+fastest, and no new memory per block; where oneDNN is used, it makes its own), and `strongest` picks from it in two levels:
+the largest entry of each block of 64 columns, then the entries of the k blocks that hold the largest. Whatever is among
+the k largest of a row lies in one of these blocks, or equals an entry there; equal entries go to the lowest column. The
+same code runs on a GPU, where picking from 128,000 columns in one go costs more than the product.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class Scan:
         self.matrix = matrix if self.wide or matrix.dtype == torch.float32 else matrix.float()
         self.columns = matrix.shape[0]
         most, size = ROWS.get(matrix.device.type, LARGE)
+        if faster(self.matrix[:1].expand(most, -1), self.matrix):
+            most //= 2  # every product is new memory then, and the last one's may not be free yet
         stride = -(-self.columns // ALIGN) * ALIGN
         self.rows = max(1, min(most, size // (4 * stride)))
         self.buffer = torch.empty(0, device=matrix.device)
