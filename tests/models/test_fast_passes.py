@@ -84,6 +84,17 @@ def test_layers_that_somebody_else_runs_are_left_alone(onednn: list[int]) -> Non
         assert "forward" not in vars(other)
 
 
+def test_compiled_models_stay_as_they_are(onednn: list[int]) -> None:
+    model = load(small("llama"), check=False)
+    block = model.anatomy.module(model.anatomy.blocks[0])
+    block.compile()
+    with fast_passes(model):
+        assert not any("forward" in vars(module) for module in model.hf.modules())
+    block._compiled_call_impl = None
+    with fast_passes(model):
+        assert any("forward" in vars(module) for module in model.hf.modules())
+
+
 def test_gradients_and_other_types_go_the_usual_way(onednn: list[int]) -> None:
     model = load(small("gpt2"), check=False)
     model.hf.requires_grad_(True)

@@ -23,7 +23,7 @@ def fast_passes(model: Any) -> Iterator[None]:
 
     For whole passes of our own, never around a user's: results agree with the model's own to rounding, not in their last
     bits. Contexts nest. Layers that somebody else has taken over (offloaded, quantised, adapted) stay as they are, and so
-    do passes with gradients, other dtypes and other devices. PATCHCLAMP_KERNELS=plain does nothing here.
+    do passes with gradients, other dtypes and other devices, and compiled models. PATCHCLAMP_KERNELS=plain changes nothing.
     """
     replaced = _replaced(model.hf)
     for module, forward in replaced:
@@ -37,7 +37,7 @@ def fast_passes(model: Any) -> Iterator[None]:
 
 def _replaced(hf: nn.Module) -> list[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
     how = kernels()
-    if how == "plain":
+    if how == "plain" or any(_compiled(module) for module in hf.modules()):
         return []
     found: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = []
     for module in hf.modules():
@@ -49,6 +49,11 @@ def _replaced(hf: nn.Module) -> list[tuple[nn.Module, Callable[[Tensor], Tensor]
         elif type(module).__name__ in _TANH_GELU and type(module).__module__.startswith("transformers."):
             found.append((module, _tanh_gelu(module)))
     return found
+
+
+def _compiled(module: nn.Module) -> bool:
+    """Whether torch.compile has code for a module, which would be compiled anew for another forward."""
+    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _plain_weight(weight: Any) -> bool:
